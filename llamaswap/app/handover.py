@@ -12,6 +12,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from llamaswap.app.ollama_listener import OllamaListener
 from llamaswap.app.parts import ServiceParts
 from llamaswap.config.files import fingerprint
 from llamaswap.errors import BeingUpgraded
@@ -28,11 +29,12 @@ log = Logger("llamaswap.app.upgrade_coordinator")
 
 @define(eq=False)
 class ServiceHandover:
-    """The parts of a running service, for `Upgrade`. `port` gives the listening port, `count` is how many upgrades
-    there were when the next program runs."""
+    """The parts of a running service, for `Upgrade`. `port` gives the listening port, `ollama` is the second one;
+    `count` is how many upgrades there were when the next program runs."""
 
     parts: ServiceParts
     port: Callable[[], object]
+    ollama: OllamaListener
     count: int
     _held: bool = False
     _refusing: bool = False
@@ -55,6 +57,7 @@ class ServiceHandover:
         """Leave new connections in the kernel's queue, and accepted ones unread."""
         self._held = True
         self._listening_port.stopReading()
+        self.ollama.pause()
         self.parts.web.factory.hold()
 
     def release(self) -> None:
@@ -67,6 +70,7 @@ class ServiceHandover:
             self.parts.models.router.resume()
             self.parts.web.proxy.reopen()
         self._listening_port.startReading()
+        self.ollama.resume()
         self.parts.web.factory.release()
         self.parts.web.streams.resume()
         self.parts.models.launcher.warm()
@@ -128,6 +132,7 @@ class ServiceHandover:
             count=self.count,
             ailing=tuple(models.router.failures()),
             memory=self.parts.memory.monitor.ledger,
+            ollama=self.ollama.handover(),
             leases=models.leases.hand_over(),
         )
 

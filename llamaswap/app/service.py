@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from llamaswap import early_signals
 from llamaswap.app.handover import ServiceHandover, take_over
 from llamaswap.app.model_parts import enable_tls_if_needed
+from llamaswap.app.ollama_listener import OllamaListener, listen_address
 from llamaswap.app.parts import ServiceParts
 from llamaswap.app.settings import (
     IServiceReactor,
@@ -86,18 +87,21 @@ class LlamaSwap(MultiService):
             bus,
             reload=self.reload,
             bound_address=self.bound_address,
+            ollama_port=lambda: self.ollama.number,
             upgrade_status=lambda: self.upgrade.document(),
         )
+        given = self.earlier.ollama if self.earlier is not None else None
+        self.ollama = OllamaListener(reactor, listen_address(loaded.config.ollama), given)
         self.parts = parts = ServiceParts(context, loaded.config)
         self.upgrade = self._build_upgrade(parts)
-        self.shutdown = Shutdown(parts, lambda: self.port)
+        self.shutdown = Shutdown(parts, lambda: self.port, self.ollama)
 
     def _build_upgrade(self, parts: ServiceParts) -> Upgrade:
         count = self.earlier.count if self.earlier is not None else 0
         words, where = program.command_line(), self.settings.listen.text
         return Upgrade(
             self.reactor,
-            ServiceHandover(parts, lambda: self.port, count + 1),
+            ServiceHandover(parts, lambda: self.port, self.ollama, count + 1),
             lambda: program.check(self.reactor, self.reactor, words, os.environ),
             lambda listening, state: program.exec_new_process(
                 words, os.environ, where, listening, state, lambda: self.shutdown.requested
@@ -129,7 +133,14 @@ class LlamaSwap(MultiService):
                 give_up(refusal(listen.text, result.value))
             self.port = result
         announce(self.settings, self.loaded, self.bound_address())
+        self.ollama.open(self.parts.web.factory, self._ollama_refused)
         self.reactor.callWhenRunning(self._running)
+
+    def _ollama_refused(self, where: str, error: BaseException) -> None:
+        message = refusal(where, error, "does Ollama run? ollama.listen takes another address")
+        if self.inherited is None:
+            give_up(message)
+        log.error("{message}", message=message)  # requests are being served: it goes on without
 
     def _running(self) -> None:
         self.notifier.ready("listening")

@@ -54,8 +54,9 @@ class ServiceContext:
     """What every part is built with. `environ` is the environment of this process, `child_environ` the one that other
     processes get.
 
-    The last three ask the service as a whole: `bound_address` returns the address of the listening socket, of whatever
-    kind its endpoint is, and `upgrade_status` the document of `GET /api/upgrade`.
+    The last four ask the service as a whole: `bound_address` returns the address of the listening socket, of whatever
+    kind its endpoint is, `ollama_port` the number of the second one's port (None: there is none), and `upgrade_status`
+    the document of `GET /api/upgrade`.
     """
 
     reactor: IServiceReactor
@@ -65,6 +66,7 @@ class ServiceContext:
     bus: EventBus
     reload: Callable[[], None]
     bound_address: Callable[[], object]
+    ollama_port: Callable[[], int | None]
     upgrade_status: Callable[[], dict[str, object]]
 
 

@@ -15,6 +15,7 @@ from twisted.internet.defer import TimeoutError as TimeIsUp
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
+from llamaswap.app.ollama_listener import OllamaListener
 from llamaswap.app.parts import ServiceParts
 
 SERVERS_TIMEOUT = 12.0  # seconds for stopping the servers, after the requests had `drainTimeout`
@@ -36,11 +37,12 @@ class ShutdownPhase(Enum):
 
 @define(eq=False)
 class Shutdown:
-    """One shutdown of the service's parts. `port` gives the listening port; `requested` is set by the first signal,
-    before the reactor hears of it."""
+    """One shutdown of the service's parts. `port` gives the listening port, `ollama` is the second one; `requested` is
+    set by the first signal, before the reactor hears of it."""
 
     parts: ServiceParts
     port: Callable[[], IListeningPort | None]
+    ollama: OllamaListener
     phase: ShutdownPhase = field(default=ShutdownPhase.RUNNING, init=False)
     requested: bool = field(default=False, init=False)
     _hurried: bool = field(default=False, init=False)
@@ -100,6 +102,7 @@ class Shutdown:
         port = self.port()
         if port is not None:
             await maybeDeferred(port.stopListening)
+        await self.ollama.close()
         web.streams.end_all()
         web.load_tests.close()
         web.factory.drain()

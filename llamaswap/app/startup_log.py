@@ -8,6 +8,7 @@ from typing import NoReturn
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.logger import Logger
 
+from llamaswap.app.ollama_listener import listen_address
 from llamaswap.app.settings import ServiceSettings
 from llamaswap.config import LoadedConfig
 from llamaswap.config.references import peers_that_lead_back
@@ -40,6 +41,13 @@ def announce(settings: ServiceSettings, loaded: LoadedConfig, address: object) -
             log.warn(
                 "listening on all interfaces without authentication; set apiKeys or -listen localhost:PORT",
             )
+    second = listen_address(loaded.config.ollama)
+    if second is not None and not second.loopback_only and not loaded.config.api_keys:
+        log.warn(
+            "{address} of ollama.listen can be reached from other machines without authentication; set apiKeys, "
+            "or listen on 127.0.0.1",
+            address=second.text,
+        )
     if settings.demo:
         for line in demo_hints(where, sorted(loaded.config.models)):
             log.info("{line}", line=line)

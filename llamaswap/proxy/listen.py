@@ -93,13 +93,14 @@ class ListenAddress:
         return TCP4ServerEndpoint(reactor, port, backlog=BACKLOG, interface=interface)
 
 
-def refusal(where: str, error: BaseException | None) -> str:
-    """Why the service cannot listen at `where`, and what to do."""
+def refusal(
+    where: str, error: BaseException | None, hint: str = "is it running already? -listen HOST:PORT takes another"
+) -> str:
+    """Why the service cannot listen at `where`, and what to do; `hint` if the port is taken."""
     cause = getattr(error, "socketError", error)  # the cause of Twisted's CannotListenError
     words = getattr(cause, "strerror", None) or str(error)
     taken = getattr(cause, "errno", None) == errno.EADDRINUSE
-    way = "; is it running already? -listen HOST:PORT takes another" if taken else ""
-    return f"cannot listen on {where}: {words}{way}"
+    return f"cannot listen on {where}: {words}" + (f"; {hint}" if taken else "")
 
 
 def resolved(host: str) -> str:

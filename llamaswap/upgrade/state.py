@@ -38,7 +38,7 @@ class UpgradeState:
     `keeper` is the guardian's (pid, descriptor of the pipe to it), under the name that earlier programs give it.
     `profile` is the one that an operator has chosen ("": none; None: no choice), `logs` the end of each log; `ailing`
     are the models that fail. `memory` is the last ledger: a request must not evict servers whose sizes are known.
-    `leases` are those of memory that other programs hold.
+    `leases` are those of memory that other programs hold. `ollama` is the second listening socket with its address.
     """
 
     servers: tuple[ServerSnapshot, ...] = ()
@@ -50,6 +50,7 @@ class UpgradeState:
     count: int = 0
     ailing: tuple[FailureRecord, ...] = ()
     memory: Ledger | None = None
+    ollama: tuple[int, str] | None = None
     leases: tuple[HandedLease, ...] = ()
 
     @property
@@ -57,6 +58,7 @@ class UpgradeState:
         """All descriptors that must stay open."""
         found = [one.output for one in self.servers if one.output is not None]
         found += [one.descriptor for one in self.connections]
+        found += [self.ollama[0]] if self.ollama is not None else []
         return found + ([self.keeper[1]] if self.keeper is not None else [])
 
 

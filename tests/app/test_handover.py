@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.app import handover
 from llamaswap.app.handover import ServiceHandover, take_over
+from llamaswap.app.ollama_listener import OllamaListener
 from llamaswap.config import Config, Model, Profile
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.routing.memory_leases import HandedLease, LeaseRequest
@@ -60,7 +61,8 @@ class FlushTests(SynchronousTestCase):
             observability=SimpleNamespace(machine=Quiet(), activity=Quiet()),
             memory=Quiet(),
         )
-        self.flushed = Deferred.fromCoroutine(ServiceHandover(parts, lambda: None, 1).flush())
+        host = ServiceHandover(parts, lambda: None, OllamaListener(self.clock, None), 1)
+        self.flushed = Deferred.fromCoroutine(host.flush())
 
     def test_upgrade_waits_for_a_running_hook(self):
         self.clock.advance(1.0)

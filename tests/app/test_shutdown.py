@@ -6,6 +6,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.app.ollama_listener import OllamaListener
 from llamaswap.app.shutdown import CLOSE_TIMEOUT, SERVERS_TIMEOUT, Shutdown, ShutdownPhase
 from llamaswap.config import Config
 from tests.doubles import FakeRouter
@@ -56,7 +57,8 @@ class ShutdownTests(SynchronousTestCase):
     def begin(self, requests=None, hooks=None, disk=None):
         self.clock, self.calls = Clock(), []
         ends = [succeed(None) if end is None else end for end in (requests, hooks, disk)]
-        self.shutdown = Shutdown(fake_parts(self.clock, self.calls, *ends), lambda: Part(self.calls))
+        parts, ollama = fake_parts(self.clock, self.calls, *ends), OllamaListener(self.clock, None)
+        self.shutdown = Shutdown(parts, lambda: Part(self.calls), ollama)
         self.done = Deferred.fromCoroutine(self.shutdown.run())
 
     @property
