@@ -40,7 +40,7 @@ class ListenerTests(SynchronousTestCase):
         self.assertEqual((self.reactor.tcpServers, listener.number, listener.handover()), ([], None, None))
         self.successResultOf(Deferred.fromCoroutine(listener.close()))
 
-    def test_it_listens_at_its_address_until_it_is_closed(self):
+    def test_second_socket_listens_until_it_is_closed(self):
         listener = self.opened("127.0.0.1:11434")
         [(port, _, _, interface)] = self.reactor.tcpServers
         self.assertEqual((port, interface, listener.number), (11434, "127.0.0.1", 11434))
