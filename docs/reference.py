@@ -57,7 +57,9 @@ def _keys(
         one = nested.record.__name__.upper() if isinstance(nested, kinds.SectionMapType) else ""
         shape = f"mapping of {one} to the keys below" if one else "mapping"
         short = nested.shorthand if isinstance(nested, kinds.SectionType) else ""
-        if short:
+        if short and nested.many:
+            shape = "list of texts and mappings"
+        elif short:
             shape = f"{kinds.keys_of(nested.record)[short][1].kind.name}, or mapping"
         yield f"   :type: {shape if nested else key.kind.name}"
         if "default" in told and not nested:
@@ -68,7 +70,8 @@ def _keys(
             yield f"   Also written {', '.join(f'``{word}``' for word in key.synonyms)}."
         if nested and not (top and name in ("groups", "matrix")):
             inner = schema["definitions"][nested.record.__name__]
-            step = f"{path}.{one}." if one else f"{path}."
+            many = isinstance(nested, kinds.SectionType) and nested.many
+            step = f"{path}.{one}." if one else f"{path}[]." if many else f"{path}."
             yield from _keys(nested.record, inner, schema, step)
 
 

@@ -72,6 +72,7 @@ CLI_LIBRARIES = {"click", "rich", "psutil"}
 IMPURE = {"time", "random", "os", "subprocess", "socket", "threading", "asyncio", "datetime"}
 # Modules of layer 0 that need one of those, and why.
 IMPURE_MODULES = {
+    "config/schema/keys": "parses dates that stand in a text; reads no clock",
     "config/scalars": "parses dates that stand in a text; reads no clock",
     "config/files": "finds and reads the configuration files",
     "config/private_files": "checks who owns a file before it is used, for every layer",

@@ -191,7 +191,8 @@ class AdminWiring:
 
     def _own_key(self) -> bytes | None:
         keys = self.parts.models.router.config.api_keys
-        return keys[0].value.encode() if keys else None
+        usable = (key.plain for key in keys if key.plain and not key.limited and not key.models)
+        return next((key.encode() for key in usable), None)
 
     def _scan(self, ports: Collection[int], should_stop: ShouldStop) -> ScanResult:
         """What this machine has; called on the discovery thread."""

@@ -22,7 +22,7 @@ from llamaswap.servers.environment import for_servers
 from llamaswap.web import errors
 from llamaswap.web.access_log import AccessLogger
 from llamaswap.web.app import AdminSite, has_route
-from llamaswap.web.auth import Authenticator, KeyRing
+from llamaswap.web.auth import Authenticator
 from llamaswap.web.error_response import ErrorSender
 from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import Inference
@@ -48,7 +48,7 @@ class WebParts:
     def __init__(self, parts: ServiceParts) -> None:
         reactor, models = parts.context.reactor, parts.models
         router = models.router
-        keys = Authenticator(KeyRing(lambda: router.config.api_keys))
+        keys = Authenticator(lambda: router.config.api_keys)
         parser = WorkerThread("parser", reactor)
         self.proxy = build_proxy(parts, parser)
         inference = Inference(router, self.proxy, keys, models.peers.avoided, parser, has_route)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from time import time
 
 import click
 from attrs import asdict, define, field
@@ -13,7 +14,7 @@ from rich.markup import escape
 from llamaswap.cli import effective
 from llamaswap.cli.context import CliContext, counted, local
 from llamaswap.cli.flags import DEFAULT_CONFIG
-from llamaswap.config import Config, LoadedConfig, command_line, diff, files, load
+from llamaswap.config import Config, LoadedConfig, api_keys, command_line, diff, files, load
 from llamaswap.config.diagnostics import located
 from llamaswap.config.field_types import keys_of
 from llamaswap.config.ports import keep
@@ -82,6 +83,7 @@ class CheckResult:
         else:
             self.configs.append(found.config)
             self.warnings += found.warnings
+            self.warnings += (located(one, found.root) for one in api_keys.expired(found.config, time()))
             self.errors += loops(found, listen)
             self.unusable_folders = unusable_folders(found)
 

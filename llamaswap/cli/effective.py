@@ -9,7 +9,7 @@ from typing import Any, cast
 import yaml
 from attrs import AttrsInstance, fields
 
-from llamaswap.config import Config, Model, Secret
+from llamaswap.config import ApiKey, Config, Model, Secret
 from llamaswap.config import command_line as command_text
 from llamaswap.config.field_types import (
     DURATION,
@@ -70,6 +70,9 @@ def _without_port(record: AttrsInstance, document: dict[str, object]) -> dict[st
 def _value(value: object, kind: ValueType[Any] | SectionType | SectionMapType, name: str, known: list[str]) -> object:
     if value is None:
         return None
+    if isinstance(kind, SectionType) and kind.many:
+        keys = cast(tuple[ApiKey, ...], value)
+        return [MASK if key == ApiKey(key.key) else _record(key, known) for key in keys]
     if isinstance(kind, SectionType):
         return _record(cast(AttrsInstance, value), known)
     if isinstance(kind, SectionMapType):

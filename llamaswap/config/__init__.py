@@ -9,12 +9,14 @@ from llamaswap.config.loader import LoadedConfig, load
 from llamaswap.config.policies.groups import Group
 from llamaswap.config.policies.matrix import Matrix
 from llamaswap.config.schema import Config, PerformanceSettings, StoreSettings
+from llamaswap.config.schema.keys import ApiKey
 from llamaswap.config.schema.model import Capabilities, Compat, Filters, Model, Timeouts
 from llamaswap.config.schema.routing import FifoSettings, Peer, Profile, Routing, Selector
 from llamaswap.config.secret import Secret
 from llamaswap.config.yaml_tree import ConfigText
 
 __all__ = [
+    "ApiKey",
     "Capabilities",
     "Compat",
     "Config",

@@ -25,7 +25,7 @@ from llamaswap.config.field_types import (
     keys_of,
     shown,
 )
-from llamaswap.config.nodes import MappingNode, Node, is_null
+from llamaswap.config.nodes import MappingNode, Node, SequenceNode, is_null, kind_of
 from llamaswap.config.schema import Config
 from llamaswap.config.schema.model import Model
 
@@ -67,14 +67,16 @@ class Decoder:
         kind = key.kind
         try:
             if isinstance(kind, SectionType):
-                return UNSET if is_null(node) else self._section(attribute, kind, node, path)
+                if is_null(node):
+                    return UNSET
+                return self._list(kind, node, path) if kind.many else self._section(attribute, kind, node, path)
             if isinstance(kind, SectionMapType):
                 return {} if is_null(node) else self._sections(kind, node, path)
             if is_null(node):
                 return kind.null
             value = kind.read(node, path, self.report)
         except TypeMismatch as mismatch:
-            secret = isinstance(kind, ValueType) and kind.secret
+            secret = kind.secret if isinstance(kind, ValueType) else isinstance(kind, SectionType) and kind.many
             message = f"{path}: {shown(node, secret)} cannot be used, wanted {mismatch.wanted}"
             self.report.error(message, path, node, mismatch.hint)
             return UNSET
@@ -93,6 +95,26 @@ class Decoder:
             raise TypeMismatch("a mapping", MAPPING_HINT)
         default = attribute.default
         return kind.record(**values) if default is None else evolve(default, **values)
+
+    def _list(self, kind: SectionType, node: Node, path: str) -> tuple[object, ...]:
+        """Records, of which one that is a text has that key alone. A null one is an error, because leaving it out could
+        admit clients without a key."""
+        if not isinstance(node, SequenceNode):
+            raise TypeMismatch("a list of texts", "write it as [one, two]")
+        inner, key = keys_of(kind.record)[kind.shorthand]
+        assert isinstance(key.kind, ValueType), "a shorthand is a single value"
+        found: list[object] = []
+        for index, item in enumerate(node.items):
+            where = f"{path}[{index}]"
+            if isinstance(item, MappingNode):
+                found.append(kind.record(**self.given(kind.record, item, where)))
+            elif is_null(item):
+                self.report.error(f"{where} is null", where, item, "remove the entry, or quote it")
+            elif isinstance(item, SequenceNode):
+                self.report.error(f"{where}: {kind_of(item)} cannot be used, wanted text", where, item)
+            else:
+                found.append(kind.record(**{inner.name: key.kind.read(item, where, self.report)}))
+        return tuple(found)
 
     def _sections(self, kind: SectionMapType, node: Node, path: str) -> dict[str, object]:
         """Records by name."""

@@ -162,8 +162,8 @@ DURATION = ValueType(
 # -- lists and mappings ------------------------------------------------------------------------------------
 
 
-def texts(node: Node, path: str, report: Diagnostics, *, strict: bool = False) -> tuple[str, ...]:
-    """A list of strings; null entries are left out, or are errors with `strict`."""
+def texts(node: Node, path: str, report: Diagnostics) -> tuple[str, ...]:
+    """A list of strings; null entries are left out."""
     if not isinstance(node, SequenceNode):
         raise TypeMismatch("a list of texts", "write it as [one, two]")
     found: list[str] = []
@@ -173,14 +173,7 @@ def texts(node: Node, path: str, report: Diagnostics, *, strict: bool = False) -
             found.append(item.text)
         elif not is_null(item):
             report.error(f"{where}: {kind_of(item)} cannot be used, wanted text", where, item)
-        elif strict:
-            report.error(f"{where} is null", where, item, "remove the entry, or quote it")
     return tuple(found)
-
-
-def _secrets(node: Node, path: str, report: Diagnostics) -> tuple[Secret, ...]:
-    """Secret texts. A null entry is an error, because leaving it out could admit clients without a key."""
-    return tuple(Secret(entry) for entry in texts(node, path, report, strict=True))
 
 
 def _texts_or_auto(node: Node, path: str, report: Diagnostics) -> tuple[str, ...] | None:
@@ -255,7 +248,6 @@ def _integer_map_schema(bounds: Document) -> Document:
 _text_map = _mapping_of(text, "")
 _text_map_schema = _described(type=["object", "null"], additionalProperties={"type": ["string", "number", "null"]})
 TEXT_LIST: ValueType[tuple[str, ...]] = ValueType("list of texts", texts, _list_schema, (), ())
-SECRET_LIST: ValueType[tuple[Secret, ...]] = ValueType("list of texts", _secrets, _list_schema, (), (), secret=True)
 TEXT_LIST_OR_AUTO: ValueType[Any] = ValueType(
     "list of texts", _texts_or_auto, lambda bounds: {"anyOf": [_list_schema(bounds), {"const": "auto"}]}, (), ()
 )
@@ -311,12 +303,14 @@ MACROS: ValueType[Mapping[str, str | int | float | bool]] = ValueType(
 class SectionType:
     """A nested record; null (and absence) keep the field's default. `synonyms`: whether old key names count here.
 
-    A value that is not a mapping is that of the key `shorthand`, if one is named.
+    A value that is not a mapping is that of the key `shorthand`, if one is named. With `many` it is a list of such
+    records, which are secret.
     """
 
     record: Record
     synonyms: bool = True
     shorthand: str = ""
+    many: bool = False
 
 
 @frozen
@@ -372,6 +366,12 @@ def sections(
     """An attrs field of a mapping to records, by default empty. See `Key` and `SectionMapType`."""
     value: Any = {} if default is UNSET else default
     made: Mapping[str, R] = _field(Key(SectionMapType(record, named, hint), doc), value)
+    return made
+
+
+def section_list(record: type[R], doc: str, *, shorthand: str) -> tuple[R, ...]:
+    """An attrs field of a list of secret records, by default empty. See `Key` and `SectionType`."""
+    made: tuple[R, ...] = _field(Key(SectionType(record, shorthand=shorthand, many=True), doc), ())
     return made
 
 

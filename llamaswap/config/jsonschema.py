@@ -68,6 +68,9 @@ def _nested(kind: SectionType | SectionMapType, definitions: Document) -> Docume
         definitions[name] = {**_record(kind.record, definitions), "type": ["object", "null"]}
     reference = {"$ref": f"#/definitions/{name}"}
     if isinstance(kind, SectionType):
+        if kind.many:
+            item = {"anyOf": [reference, {"type": ["string", "number"]}]}
+            return {"type": ["array", "null"], "items": item}
         if kind.shorthand:
             return {"anyOf": [reference, *definitions[name]["properties"][kind.shorthand]["anyOf"]]}
         return {"allOf": [reference]}

@@ -8,7 +8,7 @@ from itertools import count
 
 from attrs import evolve, field, frozen
 
-from llamaswap.config import macros, merge, references
+from llamaswap.config import api_keys, macros, merge, references
 from llamaswap.config import models as model_sections
 from llamaswap.config import routing as routing_sections
 from llamaswap.config.command_findings import check_commands
@@ -29,7 +29,6 @@ from llamaswap.config.schema import (
     StoreSettings,
 )
 from llamaswap.config.schema.model import Model
-from llamaswap.config.secret import Secret
 from llamaswap.config.yaml_tree import ConfigText, parse
 from llamaswap.errors import ConfigError, Problem
 
@@ -150,6 +149,7 @@ def _complete(config: Config, root: MappingNode, drafts: Mapping[str, ModelDraft
     scheduler = routing_sections.scheduler(config, report)
     report.raise_if_errors()
     references.check(config, report)
+    api_keys.check_models(config, report)
     on_startup = config.hooks.on_startup
     check_commands(models.values(), config.hooks, report)
     return evolve(
@@ -165,7 +165,7 @@ def _resolved(config: Config, report: Diagnostics, store_problem: StoreProblem |
     every = config.performance.every or MINIMUM_PERFORMANCE_EVERY
     if every < MINIMUM_PERFORMANCE_EVERY:
         report.error("performance.every must be at least 5s", "performance.every")
-    _check_keys(config.api_keys, report)
+    api_keys.check(config, report)
     _check_hosts(config.allowed_hosts, report)
     _check_cors(config.security, report)
     if config.captures.path.strip() and config.capture_buffer == 0:
@@ -215,15 +215,6 @@ def _known_word(given: str, name: str, known: Sequence[str], fallback: str, repo
     if word and word not in known:
         report.warn(f"{name}: {word!r} is none of {', '.join(known)}; {fallback or 'none'} is used", name)
     return word if word in known else fallback
-
-
-def _check_keys(given: Sequence[Secret], report: Diagnostics) -> None:
-    for index, key in enumerate(given):
-        path = f"apiKeys[{index}]"
-        if not key.value:
-            report.error(f"{path}: empty api key", path, hint="remove the entry, or fill it")
-        elif " " in key.value:
-            report.error(f"{path}: an API key must not contain spaces", path)
 
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?\Z")

@@ -57,16 +57,28 @@ class AccessLog:
     lines: LogFormatter
 
     def served(
-        self, ip: str, method: bytes, path: bytes, protocol: str, status: int, sent: int, agent: bytes, seconds: float
+        self,
+        ip: str,
+        method: bytes,
+        path: bytes,
+        protocol: str,
+        status: int,
+        sent: int,
+        agent: bytes,
+        seconds: float,
+        key: str = "",
     ) -> None:
         """Write the line of a request, after its response ended, unless its path is one of `UNLOGGED_PATHS`.
 
-        `path` is as received, without the query; `sent` are the body's bytes; `agent` is the User-Agent.
+        `path` is as received, without the query; `sent` are the body's bytes; `agent` is the User-Agent, `key` the name
+        of the client's API key.
         """
-        self.write(LogText.of(ip, method, path, protocol, agent), status, sent, seconds)
+        self.write(LogText.of(ip, method, path, protocol, agent), status, sent, seconds, key)
 
-    def write(self, text: LogText, status: int, sent: int, seconds: float) -> None:
+    def write(self, text: LogText, status: int, sent: int, seconds: float, key: str = "") -> None:
         """The same with the texts of a request's head."""
         if text.beginning is not None:
             line = f'{text.beginning} {status} {sent} "{text.agent}" {durations.render(seconds)}'
+            if key:
+                line += f" key={key}"
             self.lines.line("info", line)

@@ -243,6 +243,7 @@ class ActivityLog:
             "metadata": dict(row.metadata),
             "session": row.session,
             "client": row.client,
+            "key": row.key,
         }
         return {
             "id": row.id,

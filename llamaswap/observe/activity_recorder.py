@@ -264,6 +264,8 @@ class ActivityRecorder:
             self._metadata(estimated),
             session(request.headers, self._sessions) if self._sessions else "",
             request.remote_ip,
+            key=request.key_name,
+            charge=request.charge,
         )
 
     def _metadata(self, estimated: bool) -> Mapping[str, str]:

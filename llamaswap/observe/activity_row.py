@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 from attrs import define, field
 
+from llamaswap.wire.request_info import TokenCharge
 from llamaswap.wire.usage import Usage
 
 WAITED = "waited_ms"  # the key of a row's metadata with the milliseconds until the model was ready and free
@@ -27,7 +28,8 @@ USAGE_COLUMNS = (
 
 @define  # not frozen: each request makes one, and freezing doubles what that costs
 class ActivityRow:
-    """One row; `id` is 0 until the store sets it, `created` is in whole unix seconds."""
+    """One row; `id` is 0 until the store sets it, `created` is in whole unix seconds. `key` is the name of the client's
+    API key; `charge` is not stored."""
 
     created: int
     model: str
@@ -41,6 +43,14 @@ class ActivityRow:
     session: str = ""
     client: str = ""
     id: int = 0
+    key: str = ""
+    charge: TokenCharge | None = field(default=None, eq=False, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and generated tokens together; -1 if neither is known."""
+        counts = (self.usage.input_tokens, self.usage.output_tokens)
+        return sum(max(0, count) for count in counts) if max(counts) >= 0 else -1
 
 
 @define

@@ -155,6 +155,8 @@ class InflightRequest:
         }
         if request.server != request.model:
             document["server"] = request.server
+        if request.key_name:
+            document["key"] = request.key_name
         if request.metadata:
             document["metadata"] = dict(request.metadata)
         if self.waits:

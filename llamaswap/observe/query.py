@@ -178,6 +178,7 @@ def parse_filter(args: Arguments) -> ActivityFilter:
     add("req_path LIKE ? ESCAPE '\\'", *map(_like, _values(args, "path")))
     add("session = ?", _value(args, "session"))
     add("client = ?", _value(args, "client"))
+    add("key_name = ?", *_values(args, "key"))
     add("(error_msg <> '') = ?", _flag(args, "has_error"))
     add("duration_ms >= ?", _at_least(args, "min_ms", 0))
     text = _value(args, "q")

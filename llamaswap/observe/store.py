@@ -38,11 +38,11 @@ _COLUMNS = ", ".join(
         *("duration_ms", "error_msg", "metadata_json"),
     )
 )
-_SOURCE = "FROM activity LEFT JOIN request_origin ON activity_id = id"
-_SELECT = f"SELECT {_COLUMNS}, COALESCE(session, ''), COALESCE(client, ''), id {_SOURCE}"
+_SOURCE = "FROM activity LEFT JOIN request_origin ON activity_id = id LEFT JOIN request_key ON keyed_activity_id = id"
+_SELECT = f"SELECT {_COLUMNS}, COALESCE(session, ''), COALESCE(client, ''), id, COALESCE(key_name, '') {_SOURCE}"
 
-# Names, types and versions are those of the Go program's files. `request_origin` is ours: other programs ignore it, and
-# their rows have none.
+# Names, types and versions are those of the Go program's files. `request_origin` and `request_key` are ours: other
+# programs and older versions ignore them, and their rows have none.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS goose_db_version (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -74,6 +74,10 @@ CREATE TABLE IF NOT EXISTS request_origin (
     activity_id INTEGER PRIMARY KEY,
     session TEXT NOT NULL,
     client TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS request_key (
+    keyed_activity_id INTEGER PRIMARY KEY,
+    key_name TEXT NOT NULL
 );
 """
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes an encoder for each row
@@ -116,9 +120,10 @@ def _insert(connection: sqlite3.Connection, into: str, rows: Sequence[Values]) -
     return last
 
 
-def _insert_origins(connection: sqlite3.Connection, rows: Iterable[ActivityRow]) -> None:
+def _insert_origins(connection: sqlite3.Connection, rows: Sequence[ActivityRow]) -> None:
     origins = [(row.id, row.session, row.client) for row in rows if row.session or row.client]
     _insert(connection, "request_origin", origins)
+    _insert(connection, "request_key", [(row.id, row.key) for row in rows if row.key])
 
 
 def _insert_with_ids(connection: sqlite3.Connection, rows: Sequence[ActivityRow]) -> None:
@@ -151,11 +156,13 @@ def _values(row: ActivityRow) -> Values:
 
 
 def _row(record: sqlite3.Row) -> ActivityRow:
-    created, model, path, content_type, status, *counts, duration, error, metadata, session, client, number = record
+    created, model, path, content_type, status, *counts, duration, error, metadata, session, client, number, key = (
+        record
+    )
     usage = Usage(**dict(zip(USAGE_COLUMNS, counts, strict=True)))
     known = _metadata(metadata)
     return ActivityRow(
-        created, model, path, content_type, status, usage, duration, error, known, session, client, number
+        created, model, path, content_type, status, usage, duration, error, known, session, client, number, key
     )
 
 
@@ -255,6 +262,7 @@ class ActivityStore:
             dropped = (queued[-1].id - self.keep,)
             connection.execute("DELETE FROM activity WHERE id <= ?", dropped)
             connection.execute("DELETE FROM request_origin WHERE activity_id <= ?", dropped)
+            connection.execute("DELETE FROM request_key WHERE keyed_activity_id <= ?", dropped)
         return connection
 
     def page(self, query: ActivityQuery) -> ActivityPage:

@@ -170,6 +170,8 @@ class Exchange:
 
     `client_address` is the socket's, `arrived` the clock's seconds at the request's head.
 
+    `key_name` is that of the client's API key, `added_headers` are those that a server's response gets from us.
+
     `passed` counts the raw body bytes that went out by the sink's `writer`. `last` stands for the last bytes of a
     response that broke off: a line end if they completed a chunk. Both are final when the forwarding has ended.
     `translated`: the sink takes the server's body without its framing, because it sends another one.
@@ -181,6 +183,8 @@ class Exchange:
     client_address: str
     arrived: float
     secure: bool = False
+    key_name: str = field(default="", init=False)
+    added_headers: tuple[tuple[bytes, bytes], ...] = field(default=(), init=False)
     passed: int = field(default=0, init=False)
     last: bytes = field(default=b"", init=False)
     gone: bool = field(default=False, init=False)

@@ -44,4 +44,6 @@ class AccessLogger:
             )
             logged = head.known.logged = _ClientText(address, text)
         seconds = self.clock.seconds() - exchange.arrived
-        self.access.write(logged.text, status or CLIENT_CLOSED_REQUEST, sent + exchange.passed, seconds)
+        self.access.write(
+            logged.text, status or CLIENT_CLOSED_REQUEST, sent + exchange.passed, seconds, exchange.key_name
+        )

@@ -61,6 +61,7 @@ class Activity:
     metadata: JsonObject = field(factory=dict)
     session: str = ""
     client: str = ""
+    key: str = ""
 
 
 @frozen
@@ -122,6 +123,7 @@ _FILTER = (
     QueryParameter("path", "Part of the path.", repeatable=True),
     QueryParameter("session", "One session."),
     QueryParameter("client", "One client address."),
+    QueryParameter("key", "Only requests with the keys of these names.", repeatable=True),
     QueryParameter("q", "Text in model, path, error or metadata."),
     QueryParameter("has_error", "Only failed, or only good ones.", "boolean"),
     QueryParameter("min_ms", "Shortest duration.", "integer"),
@@ -226,7 +228,7 @@ async def _stored(result: Deferred[Result], message: str) -> Result:
 COLUMNS = (
     *("id", "timestamp", "model", "req_path", "resp_status_code", "resp_content_type", "duration_ms"),
     *("input_tokens", "output_tokens", "cache_tokens", "draft_tokens", "draft_acc_tokens"),
-    *("prompt_per_second", "tokens_per_second", "session", "client", "error_msg"),
+    *("prompt_per_second", "tokens_per_second", "session", "client", "key", "error_msg"),
 )
 
 

@@ -15,6 +15,7 @@ from twisted.web.http import Request
 from llamaswap.errors import BodyTooLarge
 from llamaswap.observe.query import timestamp
 from llamaswap.web.errors import HttpError
+from llamaswap.web.key_access import OPEN, KeyAccess
 from llamaswap.wire.headers import PROXY_HEADERS, address_host, from_this_machine, real_client_address
 
 JsonObject = dict[str, object]
@@ -67,11 +68,22 @@ def redirect(location: str, status: int, method: bytes) -> Response:
 
 @define(eq=False)
 class AdminRequest:
-    """One admin request. `variables` are the route's path variables, percent-decoded."""
+    """One admin request. `variables` are the route's path variables, percent-decoded; `access` is what its key allows,
+    once that was checked."""
 
     request: Request
     variables: Mapping[str, str] = field(factory=dict)
+    access: KeyAccess = OPEN
     _query: dict[str, list[str]] | None = None
+
+    @property
+    def key_name(self) -> str:
+        """The name of the client's API key, once that was checked. It is kept with the request, for the access log."""
+        return str(getattr(self.request, "key_name", ""))
+
+    @key_name.setter
+    def key_name(self, name: str) -> None:
+        self.request.key_name = name  # type: ignore[attr-defined]
 
     @property
     def method(self) -> bytes:

@@ -134,7 +134,10 @@ class Admin:
                 # Without a key, any site's page could read the prompts and logs of its visitors.
                 call.request.responseHeaders.removeHeader(ALLOW_ANY_ORIGIN[0])
             if route.key == "checked":
-                self._keys.admit(call.first)
+                call.access = self._keys.admit(call.first)
+                call.key_name = call.access.name
+                if route.scope != "any":
+                    call.access.require(route.scope)
             if route.runs_commands and not self._keys.required and not call.from_this_machine:
                 raise HttpError(
                     403,
@@ -252,6 +255,7 @@ class AdminSite(Site):
             sent=request.sentLength,
             agent=call.first(b"user-agent") or b"",
             seconds=self._clock.seconds() - began,
+            key=call.key_name,
         )
 
 

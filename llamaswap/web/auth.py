@@ -8,74 +8,83 @@ from __future__ import annotations
 
 import hmac
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from hashlib import sha256
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from attrs import frozen
+from attrs import define, field, frozen
 
-from llamaswap.config import Secret
+from llamaswap.config import ApiKey
 from llamaswap.config.schema import CorsSettings
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.errors import Headers, HttpError, unauthorized
+from llamaswap.web.head_facts import Authenticated
+from llamaswap.web.key_access import OPEN, KeyAccess, access_of
 from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, allowed_origin, credential, is_websocket
 
 First = Callable[[bytes], "bytes | None"]
 
 
-@frozen
+@define(eq=False)
 class Authenticator:
-    """Compares a request's key with the configured ones. `keys` gives them per request, because a reload may change
-    them."""
+    """Finds out whose key a request presents. `configured` gives the keys per request, because a reload may change
+    them; `wall` gives unix seconds."""
 
-    keys: Callable[[], Iterable[bytes]]
+    configured: Callable[[], Sequence[ApiKey]]
+    wall: Callable[[], float] = time.time
+    _of: Sequence[ApiKey] = field(default=(), init=False)
+    _by_digest: dict[bytes, KeyAccess] = field(factory=dict, init=False, repr=False)
+    _plain: frozenset[bytes] = field(default=frozenset(), init=False, repr=False)
 
-    def admit(self, first: First) -> None:
-        """Return if the request has a key or needs none, else raise HttpError(401)."""
-        self._admit(first)
+    def admit(self, first: First) -> KeyAccess:
+        """What the request may do, everything if no key is configured. Raises HttpError(401)."""
+        known = self._known()
+        if not known:
+            return OPEN
+        candidate = presented(first)
+        # A client cannot choose the digest of what it sends, so the time of this look-up reveals no key.
+        digest = sha256(candidate).digest()
+        access = known.get(digest)
+        if access is None or not candidate or not hmac.compare_digest(digest, access.digest):
+            raise unauthorized()
+        self.refuse_expired(access)
+        return access
+
+    def refuse_expired(self, access: KeyAccess) -> None:
+        """Raise HttpError(401) if the key is not valid any more."""
+        if access.key.expires and access.key.expires <= self.wall():
+            raise unauthorized(f"the API key {access.name} has expired; ask for a new one", "key_expired")
 
     @property
     def required(self) -> bool:
         """Whether requests need a key."""
-        return any(True for _ in self.keys())
+        return bool(self._known())
 
-    def __call__(self, head: RequestHead) -> frozenset[bytes]:
-        """Admit a request to the model routes, or raise HttpError(401).
-
-        Returns the names (lower case) of all headers that carry one of our keys: none of them may reach a server.
-        """
-        keys = self._admit(head.first)
-        if not keys:
-            return NO_HEADERS
+    def __call__(self, head: RequestHead) -> Authenticated:
+        """Admit a request to the models, or raise HttpError(401) or (403)."""
+        access = self.admit(head.first)
+        if access is OPEN:
+            return Authenticated(NO_HEADERS, access)
+        access.require("infer")
         # The client knows a key already, so the time that these comparisons take reveals nothing.
-        found = {name.lower() for name, value in head.headers if value in keys or credential(value) in keys}
-        return frozenset(found - ESSENTIAL)
+        found = {name.lower() for name, value in head.headers if self._is_key(value) or self._is_key(credential(value))}
+        return Authenticated(frozenset(found - ESSENTIAL), access)
 
-    def _admit(self, first: First) -> tuple[bytes, ...]:
-        """The keys in force, after a check that the request has one of them."""
-        keys = tuple(self.keys())
-        if keys:
-            candidate = presented(first)
-            # Every key is compared, so that the time taken does not reveal which one matched.
-            if not (sum([hmac.compare_digest(candidate, key) for key in keys]) and candidate):
-                raise unauthorized()
-        return keys
+    def _is_key(self, text: bytes) -> bool:
+        return text in self._plain or (
+            len(self._plain) < len(self._by_digest) and sha256(text).digest() in self._by_digest
+        )
 
-
-class KeyRing:
-    """The configured keys as bytes, converted again only if `configured` gives another sequence of them."""
-
-    def __init__(self, configured: Callable[[], Sequence[Secret]]) -> None:
-        self._configured = configured
-        self._of: Sequence[Secret] = ()
-        self._keys: tuple[bytes, ...] = ()
-
-    def __call__(self) -> tuple[bytes, ...]:
-        """The keys in force."""
-        configured = self._configured()
+    def _known(self) -> dict[bytes, KeyAccess]:
+        """The keys in force by their digests, made again only if `configured` gives another sequence of them."""
+        configured = self.configured()
         if configured is not self._of:
-            self._of, self._keys = configured, tuple(key.value.encode() for key in configured)
-        return self._keys
+            self._of = configured
+            self._by_digest = {key.digest: access_of(key, configured) for key in configured}
+            self._plain = frozenset(key.plain.encode() for key in configured if key.plain)
+        return self._by_digest
 
 
 def presented(first: First) -> bytes:

@@ -35,10 +35,10 @@ LOG_TAIL_LENGTH = 1500  # characters
 CHALLENGE = (b"WWW-Authenticate", b'Basic realm="llama-swap"')
 
 
-def unauthorized() -> HttpError:
+def unauthorized(why: str = "invalid or missing API key", code: str | None = None) -> HttpError:
     """The error for a missing or wrong key. Its challenge makes a browser ask for the key (any user name, the key as
     password)."""
-    return HttpError(401, "unauthorized: invalid or missing API key", headers=(CHALLENGE,))
+    return HttpError(401, f"unauthorized: {why}", code, headers=(CHALLENGE,))
 
 
 # The status of each error, and its code if programs tell it apart. The most derived class counts. An error that is not

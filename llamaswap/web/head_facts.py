@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from attrs import define, field
 
 from llamaswap.config import Config
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.proxy.exchange import Exchange, RequestHead
+from llamaswap.web.key_access import OPEN, KeyAccess
 from llamaswap.web.target import Target
 from llamaswap.wire import headers as header_rules
 from llamaswap.wire.content_coding import CODINGS
 from llamaswap.wire.headers import Header
 
-# The lower-case names of the headers that carry one of our API keys; raises HttpError(401).
-Authenticate = Callable[[RequestHead], "frozenset[bytes]"]
+
+class Authenticated(NamedTuple):
+    """An admitted request: the lower-case names of all headers that carry one of our keys, none of which may reach a
+    server, and what its key allows."""
+
+    key_headers: frozenset[bytes]
+    access: KeyAccess
+
+
+class Authenticate(Protocol):
+    """Admits requests to models; raises HttpError(401) or (403)."""
+
+    def __call__(self, head: RequestHead) -> Authenticated:
+        """What the request's key allows."""
+
+    def refuse_expired(self, access: KeyAccess) -> None:
+        """Raise HttpError(401) if a key that was admitted before is not valid any more."""
 
 
 def forwarded_target(target: bytes) -> bytes:
@@ -39,14 +56,16 @@ class SentHead:
 class HeadFacts:
     """Facts about one head that `client_address` sent, under one configuration.
 
-    `key_headers` are the names of the headers with keys of ours, `redacted` all headers without these keys, `remote_ip`
-    the client that lists name. `target` is the raw request target as it is forwarded. `json`: the body is of JSON,
-    without a content coding. `targets` are models by the names that requests with this head ask for, as long as no
-    profile is active; `sent` are the heads as models' servers got them, by the model's ID.
+    `access` is what its key allows, `key_headers` are the names of the headers with keys of ours, `redacted` all
+    headers without these keys, `remote_ip` the client that lists name. `target` is the raw request target as it is
+    forwarded. `json`: the body is of JSON, without a content coding. `targets` are models by the names that requests
+    with this head ask for, as long as no profile is active; `sent` are the heads as models' servers got them, by the
+    model's ID.
     """
 
     config: Config
     client_address: str
+    access: KeyAccess
     key_headers: frozenset[bytes]
     redacted: list[Header]
     length_place: int
@@ -72,13 +91,18 @@ def facts_of(exchange: Exchange, config: Config, authenticate: Authenticate) -> 
     head, address = exchange.head, exchange.client_address
     facts = head.known.facts
     if isinstance(facts, HeadFacts) and facts.config is config and facts.client_address == address:
+        if facts.access is not OPEN:
+            authenticate.refuse_expired(facts.access)
+            exchange.key_name = facts.access.name
         return facts
-    key_headers = authenticate(head)
+    key_headers, access = authenticate(head)
+    exchange.key_name = access.name
     target = forwarded_target(head.target)
     coding = (head.first(b"content-encoding") or b"").decode("latin-1").strip().lower()
     made = head.known.facts = HeadFacts(
         config,
         address,
+        access,
         key_headers,
         list(header_rules.without_keys(head.headers, key_headers)),
         next((place for place, item in enumerate(head.headers) if item[0].lower() == b"content-length"), -1),

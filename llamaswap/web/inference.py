@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import define, field
 
-from llamaswap.config import Config
+from llamaswap.config import Config, Selector
 from llamaswap.errors import BadRequest, NoModelNamed
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -116,7 +116,9 @@ class Inference:
         head = exchange.head
         plain = self.router.profile is None
         target = facts.targets.get(content.model) if plain else None
+        access, asked = facts.access, content.model
         if target is not None:
+            access.require_model(asked, *target.names)
             return await self._request(exchange, facts, content, target)
         self._resolve(content, config)
         if content.ollama is not None and content.ollama.request.unloads:
@@ -125,16 +127,28 @@ class Inference:
         selector = config.selectors.get(content.model)
         if selector is None:
             target = self._target(config, content.model, head, content.streaming)
+            access.require_model(asked or content.model, *target.names)
+            access.require_counted(not target.bypass)
             if plain and target.model is not None and not target.model.send_loading_state:
                 facts.targets[content.model] = target
             return await self._request(exchange, facts, content, target)
+        return await self._selected(exchange, facts, content, selector, asked)
+
+    async def _selected(
+        self, exchange: Exchange, facts: HeadFacts, content: RequestContent, selector: Selector, asked: str
+    ) -> ProxyRequest:
+        """The request for the target that a selector chooses. `asked` is the name that the client sent."""
+        config, head = facts.config, exchange.head
         choice = self.router.choose(selector.id)
         try:
             names: Sequence[str] = (choice.target,)
             if selector.strategy == "failover":
                 names = sorted((choice.target, *choice.others), key=lambda name: self._is_avoided(config, name))
-            target, *others = [self._target(config, name, head, content.streaming) for name in names]
-            return await self._request(exchange, facts, content, target, choice, others)
+            targets = [self._target(config, name, head, content.streaming) for name in names]
+            for target in targets:
+                facts.access.require_model(asked or selector.id, selector.id, *target.names)
+                facts.access.require_counted(not target.bypass)
+            return await self._request(exchange, facts, content, targets[0], choice, targets[1:])
         except BaseException:
             choice.release()
             raise

@@ -66,21 +66,22 @@ class ListingEndpoints:
     peers: PeerDirectory
     capabilities: Callable[[Model], Capabilities] = attrgetter("capabilities")
 
-    @route("GET", "/models", cross_origin=True, answer=ModelList, summary="The same as /v1/models")
-    @route("GET", "/v1/models", cross_origin=True, answer=ModelList)
+    @route("GET", "/models", cross_origin=True, scope="any", answer=ModelList, summary="The same as /v1/models")
+    @route("GET", "/v1/models", cross_origin=True, scope="any", answer=ModelList)
     def models(self, call: AdminRequest) -> Response:
         """Every name that a request may use now, in ascending order."""
-        records = sorted(self._records(int(self.now())), key=lambda record: record.id.encode())
+        visible = (record for record in self._records(int(self.now())) if _may_use(call, record))
+        records = sorted(visible, key=lambda record: record.id.encode())
         return json_answer(ModelList("list", records), headers=_echoed_origin(call))
 
-    @route("GET", "/v1/models/<rest:model>", cross_origin=True, answer=ModelRecord)
+    @route("GET", "/v1/models/<rest:model>", cross_origin=True, scope="any", answer=ModelRecord)
     def model(self, call: AdminRequest) -> Response:
         """One name that a request may use, listed or not."""
         name = call.variables["model"]
         if not name:
             return self.models(call)
         for found in self._records(int(self.now()), unlisted=True):
-            if found.id == name:
+            if found.id == name and _may_use(call, found):
                 return json_answer(found, headers=_echoed_origin(call))
         raise HttpError(404, f"model {name!r} not found", "model_not_found")
 
@@ -136,6 +137,13 @@ class ListingEndpoints:
             known = config.real(name) is not None or config.peer(name) is not None or name in config.selectors
             if target and not known:
                 yield record(name, created, "", "", {"type": "profile"}, loaded=False)
+
+
+def _may_use(call: AdminRequest, record: ModelRecord) -> bool:
+    """Whether the client's key may use this name."""
+    facts = record.meta["llamaswap"]
+    model = facts.get("modelID") if isinstance(facts, dict) else None
+    return call.access.may_use(record.id, *filter(None, (model,)))
 
 
 def _echoed_origin(call: AdminRequest) -> tuple[tuple[bytes, bytes], ...]:

@@ -127,6 +127,7 @@ class Passthrough:
         if path.startswith(COMFYUI_PREFIX):
             rest = path[len(COMFYUI_PREFIX) - 1 :]
             target = _comfyui(config, head, rest)
+            facts.access.require_model(*target.names)
             tracked = metered = False
         else:
             found = destination(path[len(PREFIX) :], config, self.router.profile) if path.startswith(PREFIX) else None
@@ -137,10 +138,12 @@ class Passthrough:
                 _redirect(exchange, PREFIX + quote(found.requested).encode() + b"/")
                 return None
             target = Target.named(config, found.name)
+            facts.access.require_model(found.requested, *target.names)
             if target.model is not None:
                 target = target.of_request(head, _load_refusal(config, target.model, head, rest))
             tracked = is_model_path(head.method, rest)
             metered = head.method == b"POST" and rest in ALL_ROUTES
+        facts.access.require_counted(metered and not target.bypass)
         request = ProxyRequest.of(
             exchange,
             facts,

@@ -91,6 +91,7 @@ class ProxyRequest(RequestInfo):
             streaming,
             tracked and not target.bypass,
             metered and not target.bypass,
+            key_name=facts.access.name,
             server=target.name if target.model is None else target.model.id,
             exchange=exchange,
             facts=facts,

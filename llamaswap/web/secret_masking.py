@@ -135,7 +135,8 @@ def named_secrets(text: str) -> list[str]:
 def _values_below(node: Node, *, secret: bool) -> Iterator[str]:
     if isinstance(node, MappingNode):
         for name, child in node.entries.items():
-            yield from _values_below(child, secret=bool(_KEY.fullmatch(name)) and not _HARMLESS.search(name))
+            named = bool(_KEY.fullmatch(name)) and not _HARMLESS.search(name)
+            yield from _values_below(child, secret=named or (secret and name == "key"))
     elif isinstance(node, SequenceNode):
         for child in node.items:
             yield from _values_below(child, secret=secret)

@@ -30,6 +30,13 @@ class Target:
         """Whether nothing has this name."""
         return self.model is None and self.peer is None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name by which a key may be allowed to use it."""
+        if self.model is not None:
+            return self.name, self.model.id
+        return (self.name, f"{self.peer.id}/{self.peer_model}") if self.peer is not None else (self.name,)
+
     @classmethod
     def named(cls, config: Config, name: str) -> Target:
         """What a model's id, alias or peer name leads to."""

@@ -18,6 +18,13 @@ from llamaswap.wire.headers import Header, ResponseHeaders
 RequestOutcome = Literal["complete", "refused", "truncated", "gone", "cancelled"]
 
 
+class TokenCharge(Protocol):
+    """The tokens that one request counts against the limits of its key."""
+
+    def settle(self, tokens: int) -> None:
+        """The request used this many tokens; less than 0 if that is unknown."""
+
+
 @define(eq=False)
 class RequestInfo:
     """One request, from the moment its model is known to the end of its response.
@@ -28,6 +35,8 @@ class RequestInfo:
     client's, with our API keys replaced. `started` is in the clock's seconds, `timestamp` in seconds since the epoch.
     `tracked` says whether the request belongs in the in-flight list, `metered` whether it belongs in activity and
     captures.
+
+    `key_name` is the name of the client's API key, "" if it has none; `charge` is set if the key has limits.
 
     While `loading` the response data is our own text about the load, not the server's.
 
@@ -55,6 +64,8 @@ class RequestInfo:
     captured_body: bytes | None = field(default=None, repr=False)
     loading: bool = False
     followed: bool = False
+    key_name: str = ""
+    charge: TokenCharge | None = None
     server: str = field(default=Factory(lambda self: self.model, takes_self=True))
 
     def cancel(self) -> None:

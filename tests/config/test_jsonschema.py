@@ -40,6 +40,8 @@ class Shipped(LoadCase):
             for name, (_, key) in keys_of(record).items():
                 if name not in node:
                     yield f"{path}{name}"
+                elif isinstance(key.kind, SectionType) and key.kind.many:
+                    yield from missing(key.kind.record, node[name][0], f"{path}{name}[].")
                 elif isinstance(key.kind, SectionType) and node[name] is not None:
                     yield from missing(key.kind.record, node[name], f"{path}{name}.")
                 elif isinstance(key.kind, SectionMapType) and node[name] is not None:

@@ -13,7 +13,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
-from llamaswap.config import Capabilities, Config, Filters, Model, Peer, Profile, Secret, Selector
+from llamaswap.config import ApiKey, Capabilities, Config, Filters, Model, Peer, Profile, Secret, Selector
 from llamaswap.discover.config_writer import ScanResult
 from llamaswap.events import EventBus
 from llamaswap.observe import activity as observed
@@ -85,8 +85,14 @@ def example_config(**more):
     return Config(**{**given, **more})
 
 
+def texts(*keys):
+    """Keys that are mere texts, as an Authenticator takes them."""
+    found = tuple(ApiKey(Secret(key)) for key in keys)
+    return lambda: found
+
+
 def with_keys(*keys):
-    return example_config(api_keys=tuple(Secret(key) for key in keys))
+    return example_config(api_keys=tuple(ApiKey(Secret(key)) for key in keys))
 
 
 def example_router(config=None, states=None, **more):
@@ -310,7 +316,7 @@ class World:
         ]
 
     def site(self):
-        keys = Authenticator(lambda: [key.value.encode() for key in self.router.config.api_keys])
+        keys = Authenticator(lambda: self.router.config.api_keys)
         hosts = HostCheck(frozenset({"here"}), lambda: self.router.config.allowed_hosts)
         admin = app.Admin(self.groups(), keys, hosts, lambda: self.router.config.security.cors)
         site = app.AdminSite(admin, self.clock, self.access)

@@ -16,7 +16,9 @@ from llamaswap.proxy.loading import REMARKS, LoadingStream
 from llamaswap.proxy.response_framer import ResponseFramer
 from llamaswap.web.error_response import ErrorSender
 from llamaswap.web.errors import render, unauthorized
+from llamaswap.web.head_facts import Authenticated
 from llamaswap.web.inference import Inference
+from llamaswap.web.key_access import OPEN
 from llamaswap.web.passthrough import Passthrough
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.wire.headers import ResponseHeaders, to_client
@@ -317,10 +319,10 @@ class Stage:
 
     def authenticate(self, head):
         if not self.keys:
-            return frozenset()
+            return Authenticated(frozenset(), OPEN)
         for name, key in self.keys.items():
             if head.first(name) == key:
-                return frozenset([name])
+                return Authenticated(frozenset([name]), OPEN)
         raise unauthorized()
 
     def ask(self, method: bytes, target: bytes, body=b"", *headers, serve=None) -> Asked:

@@ -4,6 +4,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from llamaswap.config import ApiKey
 from llamaswap.config.schema import CorsSettings, SecuritySettings
 from llamaswap.config.secret import Secret
 from llamaswap.observe.accesslog import AccessLog
@@ -350,7 +351,7 @@ class DnsRebindingTests(TestCase):
                 self.assertEqual(world.ask(path, host=host).status, 200, path)
         self.assertEqual(world.ask("/v1/models", host=foreign).status, 200)
         self.assertEqual(world.ask("/health", host=foreign).status, 200)
-        keyed = example_config(allowed_hosts=("models.example.net",), api_keys=(Secret("k"),))
+        keyed = example_config(allowed_hosts=("models.example.net",), api_keys=(ApiKey(Secret("k")),))
         answer = World(example_router(keyed)).ask("/running", headers=[("X-Api-Key", "k")], host=foreign)
         self.assertEqual(answer.status, 200)
 

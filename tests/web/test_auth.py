@@ -1,20 +1,21 @@
 from base64 import b64encode
+from hashlib import sha256
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Secret
+from llamaswap.config import ApiKey, Secret
 from llamaswap.config.schema import CorsSettings
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.auth import (
     Authenticator,
     HostCheck,
-    KeyRing,
     machine_names,
     preflight,
     refuse_cross_site,
     refuse_foreign_websocket,
 )
 from llamaswap.web.errors import HttpError
+from tests.web.doubles import texts
 
 
 def reader(**headers):
@@ -34,7 +35,8 @@ class Head:
 
 def carriers(gate, **headers):
     """The headers that carry a key, of a request with these headers."""
-    return gate(Head(*((name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items())))
+    head = Head(*((name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()))
+    return gate(head).key_headers
 
 
 AUTHORIZATION, X_API_KEY = frozenset([b"authorization"]), frozenset([b"x-api-key"])
@@ -44,7 +46,7 @@ def basic(text):
     return "Basic " + b64encode(text.encode()).decode()
 
 
-GATE = Authenticator(lambda: [b"k-1", b"k-2"])
+GATE = Authenticator(texts("k-1", "k-2"))
 
 
 class KeyTests(SynchronousTestCase):
@@ -71,16 +73,16 @@ class KeyTests(SynchronousTestCase):
 
     def test_key_in_the_second_of_two_equal_headers_is_named(self):
         head = Head((b"X-Api-Key", b"theirs"), (b"x-api-key", b"k-1"), (b"Authorization", b"Bearer k-1"))
-        self.assertEqual(GATE(head), AUTHORIZATION | X_API_KEY)
+        self.assertEqual(GATE(head).key_headers, AUTHORIZATION | X_API_KEY)
 
     def test_key_that_equals_the_host_does_not_remove_the_host(self):
-        self.assertEqual(carriers(Authenticator(lambda: [b"box"]), host="box", x_api_key="box"), X_API_KEY)
+        self.assertEqual(carriers(Authenticator(texts("box")), host="box", x_api_key="box"), X_API_KEY)
 
     def test_configured_keys_are_read_again_when_they_change(self):
-        keys = [(Secret("k-1"),)]
-        gate = Authenticator(KeyRing(lambda: keys[0]))
+        keys = [texts("k-1")()]
+        gate = Authenticator(lambda: keys[0])
         self.assertEqual(carriers(gate, x_api_key="k-1"), X_API_KEY)
-        keys[0] = (Secret("k-2"),)
+        keys[0] = texts("k-2")()
         self.assertRaises(HttpError, gate.admit, reader(x_api_key="k-1"))
         self.assertEqual(carriers(gate, x_api_key="k-2"), X_API_KEY)
         keys[0] = ()
@@ -106,13 +108,54 @@ class KeyTests(SynchronousTestCase):
         self.refused(x_api_key="k-1 ")
 
     def test_empty_configured_key_admits_no_request(self):
-        self.assertRaises(HttpError, Authenticator(lambda: [b""]).admit, reader())
+        self.assertRaises(HttpError, Authenticator(texts("")).admit, reader())
 
     def test_a_reload_changes_the_keys(self):
-        keys = [b"old"]
-        gate = Authenticator(lambda: keys)
-        keys[:] = [b"new"]
+        keys = [texts("old")()]
+        gate = Authenticator(lambda: keys[0])
+        keys[0] = texts("new")()
         self.assertEqual(carriers(gate, x_api_key="new"), X_API_KEY)
+
+
+CHILD = ApiKey(Secret("sha256:" + sha256(b"sk-child").hexdigest()), "child", models=("beta*",), scopes=("infer",))
+READER = ApiKey(Secret("sk-reader"), "reader", scopes=("read",))
+ADMIN = ApiKey(Secret("sk-admin"), "admin", scopes=("admin",))
+OLD = ApiKey(Secret("sk-old"), "old", expires=1000.0)
+
+
+class NamedKeyTests(SynchronousTestCase):
+    def test_a_key_is_known_by_its_digest_and_its_headers_are_named(self):
+        keys = (CHILD, ADMIN)
+        head = Head((b"Authorization", b"Bearer sk-child"), (b"x-other", b"sk-admin"), (b"x-third", b"theirs"))
+        found = Authenticator(lambda: keys)(head)
+        self.assertEqual((found.access.name, found.key_headers), ("child", frozenset([b"authorization", b"x-other"])))
+        digest = CHILD.value.encode()
+        self.assertRaises(HttpError, Authenticator(lambda: keys).admit, {b"x-api-key": digest}.get)
+
+    def test_scopes_count_for_keys_with_a_name_once_any_key_has_some(self):
+        named = ApiKey(Secret("sk-named"), "named")
+        for keys, scopes in (((named,), {"infer", "read", "admin"}), ((named, CHILD), {"infer"})):
+            gate = Authenticator(lambda keys=keys: keys)
+            self.assertEqual(gate.admit(reader(x_api_key="sk-named")).scopes, scopes)
+        text = ApiKey(Secret("plain"))
+        gate = Authenticator(lambda: keys)
+        keys = (text, CHILD, ADMIN, READER)
+        self.assertEqual(gate.admit(reader(x_api_key="plain")).scopes, {"infer", "read", "admin"})
+        self.assertEqual(gate.admit(reader(x_api_key="sk-admin")).scopes, {"infer", "read", "admin"})
+        self.assertEqual(gate.admit(reader(x_api_key="sk-reader")).scopes, {"read"})
+        error = self.assertRaises(HttpError, gate, Head((b"x-api-key", b"sk-reader")))
+        self.assertEqual((error.status, error.code), (403, "scope"))
+
+    def test_an_expired_key_is_refused_from_its_moment_on(self):
+        keys = (OLD,)
+        gate = Authenticator(lambda: keys, lambda: now[0])
+        now = [999.9]
+        access = gate.admit(reader(x_api_key="sk-old"))
+        now[0] = 1000.0
+        for ask in (lambda: gate.admit(reader(x_api_key="sk-old")), lambda: gate.refuse_expired(access)):
+            error = self.assertRaises(HttpError, ask)
+            self.assertEqual((error.status, error.code), (401, "key_expired"))
+            self.assertNotIn("sk-old", str(error))
 
 
 class PreflightTests(SynchronousTestCase):

@@ -7,7 +7,8 @@ from llamaswap.config import Config
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.web.errors import HttpError, unauthorized
-from llamaswap.web.head_facts import facts_of
+from llamaswap.web.head_facts import Authenticated, facts_of
+from llamaswap.web.key_access import OPEN
 from tests.web.pipeline import FakeSink
 
 KEY = [(b"Authorization", b"Bearer k"), (b"Content-Length", b"5")]
@@ -23,7 +24,7 @@ class HeadFactsTests(SynchronousTestCase):
         self.asked.append(head.target)
         if not self.valid:
             raise unauthorized()
-        return frozenset([b"authorization"])
+        return Authenticated(frozenset([b"authorization"]), OPEN)
 
     def facts(self, head, address="1.2.3.4"):
         exchange = Exchange(head, BytesBody(b"{}"), FakeSink(), address, 0.0)

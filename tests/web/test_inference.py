@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Endpoint, Peer, Secret, Selector
+from llamaswap.config import ApiKey, Endpoint, Peer, Secret, Selector
 from llamaswap.config.policies import RouterSettings
 from llamaswap.config.policies.groups import Group
 from llamaswap.config.schema.routing import EvictionSettings, Routing
@@ -33,6 +33,7 @@ from llamaswap.web.request_content import FORM_LIMIT, JOINED_LIMIT, read_content
 from llamaswap.web.upstream_request import UpstreamRequests
 from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.json_members import LARGE
+from tests.web.doubles import texts
 from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
 CHAT = b"/v1/chat/completions"
@@ -155,7 +156,7 @@ class ModelNameTests(SynchronousTestCase):
         self.assertEqual(self.stage.router.asked, [])
 
     def test_key_in_several_headers_reaches_neither_server_nor_peer_nor_capture(self):
-        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
+        self.stage.inference.authenticate = Authenticator(texts("k-1"))
         basic = b"Basic " + b64encode(b"anyone:k-1")
         for name in ("alpha", "lab/delta"):
             for authorization in (b"Bearer k-1", basic):
@@ -179,7 +180,7 @@ class ModelNameTests(SynchronousTestCase):
             model("longer", cmd="llama-server --api-key k-10"),
         ]
         self.stage.router.config = config(models=shared)
-        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
+        self.stage.inference.authenticate = Authenticator(texts("k-1"))
         for each in shared:
             self.stage.post({"model": each.id}, CHAT, (b"Authorization", b"Bearer k-1"))
             passed = None if each.id in ("never", "longer") else b"Bearer k-1"
@@ -188,7 +189,7 @@ class ModelNameTests(SynchronousTestCase):
     def test_a_key_in_the_environment_that_a_server_gets_reaches_it(self):
         environ = {"PATH": "/usr/bin", "VLLM_ARGS": "--api-key k-1", "SERVER_ARGS": "--api-key k-2"}
         self.stage.handler.upstream_requests = UpstreamRequests(partial(for_servers, environ))
-        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1", b"k-2"])
+        self.stage.inference.authenticate = Authenticator(texts("k-1", "k-2"))
         self.stage.router.config = config(models=[model("inherits"), model("clean", env_policy="clean")])
         for name, key, sent in (
             ("inherits", b"k-1", b"k-1"),
@@ -201,15 +202,15 @@ class ModelNameTests(SynchronousTestCase):
 
     def test_a_key_that_was_taken_out_of_the_servers_environment_does_not_reach_them(self):
         self.stage.handler.upstream_requests = UpstreamRequests(partial(for_servers, {"LLAMASWAP_KEY": "k-1"}))
-        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
-        self.stage.router.config = config(models=[model("alpha")], api_keys=(Secret("k-1"),))
+        self.stage.inference.authenticate = Authenticator(texts("k-1"))
+        self.stage.router.config = config(models=[model("alpha")], api_keys=(ApiKey(Secret("k-1")),))
         self.stage.post({"model": "alpha"}, CHAT, (b"Authorization", b"Bearer k-1"))
         self.assertIsNone(self.stage.forwarding.header(b"authorization"))
 
     def test_a_key_reaches_a_peer_without_a_key_of_its_own(self):
         closed = Peer("closed", models=("m",), endpoint=Endpoint("http", "10.0.0.7", 7000), forward_key="never")
         self.stage.router.config = config(peers={"closed": closed})
-        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
+        self.stage.inference.authenticate = Authenticator(texts("k-1"))
         for name, sent in (("den/zeta", b"Bearer k-1"), ("lab/delta", b"Bearer pk-lab"), ("closed/m", None)):
             self.stage.post({"model": name}, CHAT, (b"Authorization", b"Bearer k-1"))
             self.assertEqual(self.stage.forwarder.forwarded[-1].head.first(b"authorization"), sent, name)
@@ -547,7 +548,7 @@ class OtherPathTests(SynchronousTestCase):
         self.assertEqual(self.stage.forwarder.forwarded, [])
 
     def test_without_a_key_no_such_path_exists_and_no_body_is_read(self):
-        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
+        self.stage.inference.authenticate = Authenticator(texts("k-1"))
         asked = self.stage.ask(b"POST", b"/v9/invented", ArrivingBody(), JSON)
         self.assertEqual(asked.sink.status, 404)
 

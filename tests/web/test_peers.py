@@ -1,7 +1,7 @@
 from attrs import evolve
 from twisted.trial.unittest import TestCase
 
-from llamaswap.config import Peer, Secret
+from llamaswap.config import ApiKey, Peer, Secret
 from llamaswap.events import PeersChanged
 from llamaswap.proxy.peers import Health
 from llamaswap.web.listing import status_rows
@@ -28,7 +28,7 @@ class PeerTests(TestCase):
         self.assertNotIn(b"sesame", world.ask("/api/peers").body)
 
     def test_peer_listing_needs_a_key(self):
-        world = World(example_router(example_config(api_keys=(Secret("k-1"),))))
+        world = World(example_router(example_config(api_keys=(ApiKey(Secret("k-1")),))))
         self.assertEqual(world.ask("/api/peers").status, 401)
 
     def test_listing_has_a_peers_health_only_if_it_is_known(self):

@@ -2,7 +2,7 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from llamaswap.config import Secret
+from llamaswap.config import ApiKey, Secret
 from llamaswap.errors import FailureRecord
 from llamaswap.routing.interfaces import HealthSnapshot
 from tests.doubles import server_status
@@ -30,7 +30,7 @@ class RunningTests(TestCase):
         )
 
     def test_secrets_in_a_command_and_an_address_are_hidden(self):
-        config = example_config(api_keys=(Secret("k-secret"),))
+        config = example_config(api_keys=(ApiKey(Secret("k-secret")),))
         command = "HF_TOKEN=one-1 serve --api-key two-2 --hf-token=three-3 --label k-secret --max-tokens 7"
         alpha = evolve(config.models["alpha"], cmd=command, proxy="http://h:1/?token=four-4")
         router = example_router(evolve(config, models={"alpha": alpha}), states={"alpha": "ready"})

@@ -18,18 +18,18 @@ from llamaswap.config.field_types import (
     MACROS,
     PATTERNS,
     SECONDS,
-    SECRET_LIST,
     TEXT,
     TEXT_LIST,
     section,
+    section_list,
     sections,
 )
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.policies.groups import Group
 from llamaswap.config.policies.matrix import Matrix
+from llamaswap.config.schema.keys import ApiKey
 from llamaswap.config.schema.model import ENV_POLICIES, FORWARD_KEY, Model, Scalar
 from llamaswap.config.schema.routing import Peer, Profile, Routing, Selector
-from llamaswap.config.secret import Secret
 
 MINIMUM_HEALTH_CHECK_TIMEOUT = 15.0
 MINIMUM_PERFORMANCE_EVERY = 5.0
@@ -239,8 +239,10 @@ class Config:
     start_port: int = INTEGER.key("First port for ${PORT}.", default=5800, minimum=1)
     send_loading_state: bool = BOOLEAN.key("Stream progress as reasoning text while a model loads.")
     include_aliases_in_list: bool = BOOLEAN.key("List aliases as separate models.")
-    api_keys: tuple[Secret, ...] = SECRET_LIST.key(
-        "Keys of which clients must present one; empty for no authentication."
+    api_keys: tuple[ApiKey, ...] = section_list(
+        ApiKey,
+        "Keys of which clients must present one: texts, or mappings with the keys below; empty for no authentication.",
+        shorthand="key",
     )
     allowed_hosts: tuple[str, ...] = TEXT_LIST.key(
         "Host names under which settings and models may be changed, besides IP addresses, localhost and the machine's "

@@ -1,0 +1,73 @@
+"""What a request may do by the key that it presented."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from fnmatch import translate
+
+from attrs import field, frozen
+
+from llamaswap.config import ApiKey
+from llamaswap.config.schema.keys import SCOPES
+from llamaswap.web.errors import HttpError
+
+INFER_ONLY = frozenset(("infer",))
+ALL_SCOPES = frozenset(SCOPES)
+
+
+@frozen(eq=False)
+class KeyAccess:
+    """The name, scopes and models of one key; `key` has its limits. `models` None: it may use every model."""
+
+    name: str = ""
+    scopes: frozenset[str] = ALL_SCOPES
+    models: re.Pattern[str] | None = None
+    key: ApiKey = field(factory=ApiKey, repr=False)
+    digest: bytes = field(default=b"", repr=False)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the key has a limit on requests or tokens."""
+        return self.key.limited
+
+    def may_use(self, *names: str) -> bool:
+        """Whether the key may use what has one of these names."""
+        return self.models is None or any(map(self.models.match, names))
+
+    def require(self, scope: str) -> None:
+        """Raise HttpError(403) if the key lacks this scope."""
+        if scope not in self.scopes:
+            raise HttpError(
+                403, f"the API key {self.name} has no scope {scope}; an administrator can add it in apiKeys", "scope"
+            )
+
+    def require_model(self, *names: str) -> None:
+        """Raise HttpError(403) if the key may not use what has these names, whether it exists or not."""
+        if not self.may_use(*names):
+            allowed = ", ".join(self.key.models)
+            raise HttpError(
+                403, f"the API key {self.name} may not use {names[0]}; it may use: {allowed}", "model_not_allowed"
+            )
+
+    def require_counted(self, counted: bool) -> None:
+        """Raise HttpError(403) if the key has limits, and a request is not counted against them."""
+        if self.limited and not counted:
+            raise HttpError(
+                403, f"the API key {self.name} has limits, so it may only use the routes that name a model", "scope"
+            )
+
+
+OPEN = KeyAccess()
+
+
+def access_of(key: ApiKey, all_keys: Collection[ApiKey]) -> KeyAccess:
+    """What a key may do. A key that is a mere text may do everything; without `scopes` a mapping may as well, unless
+    another key has some."""
+    scopes = frozenset(key.scopes)
+    if not scopes:
+        scopes = INFER_ONLY if key.name and any(other.scopes for other in all_keys) else ALL_SCOPES
+    if "admin" in scopes:
+        scopes = ALL_SCOPES
+    models = re.compile("|".join(map(translate, key.models))) if key.models else None
+    return KeyAccess(key.name, scopes, models, key, key.digest)

@@ -1,0 +1,121 @@
+"""Keys with scopes and models, through the admin site and the model routes."""
+
+from attrs import evolve
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import ApiKey, Secret
+from llamaswap.config.schema.routing import Selector
+from llamaswap.web.auth import Authenticator
+from llamaswap.web.errors import HttpError
+from llamaswap.web.head_facts import facts_of
+from tests.web.doubles import World, example_config, example_router
+from tests.web.pipeline import Stage, config
+
+CHILD = ApiKey(Secret("sk-child"), "child", models=("be*", "pick"), scopes=("infer",))
+READER = ApiKey(Secret("sk-reader"), "reader", scopes=("read",))
+ADMIN = ApiKey(Secret("sk-admin"), "admin", scopes=("admin",))
+KEYS = (CHILD, READER, ADMIN)
+
+
+class AdminScopeTests(SynchronousTestCase):
+    def setUp(self):
+        self.world = World(example_router(example_config(api_keys=KEYS)))
+
+    def status(self, path, key, method="GET"):
+        return self.world.ask(path, method, [("x-api-key", key)]).status
+
+    def test_each_scope_opens_its_routes(self):
+        for path, method, child, reader, admin in (
+            ("/v1/models", "GET", 200, 200, 200),
+            ("/metrics", "GET", 403, 200, 200),
+            ("/api/queue", "GET", 403, 200, 200),
+            ("/api/config", "GET", 403, 200, 200),
+            ("/api/models/load/alpha", "POST", 403, 403, 202),
+            ("/api/models/unload", "POST", 403, 403, 200),
+        ):
+            for key, status in (("sk-child", child), ("sk-reader", reader), ("sk-admin", admin), ("sk-wrong", 401)):
+                with self.subTest(path=path, key=key):
+                    self.assertEqual(self.status(path, key, method), status)
+
+    def test_a_refusal_names_the_key_and_the_scope(self):
+        answer = self.world.ask("/metrics", headers=[("x-api-key", "sk-child")])
+        self.assertEqual(answer.json["error"]["code"], "scope")
+        self.assertIn("the API key child has no scope read", answer.text)
+        self.assertNotIn("sk-child", answer.text)
+
+    def test_the_listing_shows_what_the_key_may_use(self):
+        def names(key):
+            answer = self.world.ask("/v1/models", headers=[("x-api-key", key)])
+            return [record["id"] for record in answer.json["data"]]
+
+        self.assertEqual(names("sk-child"), ["beta", "pick"])
+        self.assertIn("alpha", names("sk-admin"))
+        self.assertEqual(self.status("/v1/models/beta", "sk-child"), 200)
+        self.assertEqual(self.status("/v1/models/beta:hot", "sk-child"), 200)
+        self.assertEqual(self.status("/v1/models/alpha", "sk-child"), 404)
+
+    def test_keys_without_scopes_open_everything(self):
+        self.world = World(example_router(example_config(api_keys=(ApiKey(Secret("sk-1"), "one"),))))
+        self.assertEqual(self.status("/api/models/load/alpha", "sk-1", "POST"), 202)
+
+
+class ModelScopeTests(SynchronousTestCase):
+    def setUp(self):
+        keys = KEYS
+        self.stage = Stage()
+        self.stage.router.config = config(api_keys=keys)
+        self.stage.inference.authenticate = self.stage.passthrough.authenticate = Authenticator(lambda: keys)
+
+    def post(self, name, key=b"sk-child", path=b"/v1/chat/completions"):
+        return self.stage.post({"model": name}, path, (b"x-api-key", key)).sink
+
+    def test_a_model_outside_the_keys_list_is_refused_whether_it_exists_or_not(self):
+        for name in ("alpha", "al", "ghost", "lab/delta", "safe"):
+            sink = self.post(name)
+            self.assertEqual((sink.status, sink.json["error"]["code"]), (403, "model_not_allowed"))
+            self.assertIn(f"may not use {name}; it may use: be*, pick", sink.json["error"]["message"])
+        self.assertEqual(self.stage.forwarder.forwarded, [])
+        self.assertEqual(self.post("alpha", path=b"/v1/messages").json["type"], "error")
+
+    def test_a_name_or_what_it_leads_to_may_be_allowed(self):
+        for name in ("beta", "beta:hot", "pick"):
+            self.post(name)
+        self.assertEqual([each.upstream.name for each in self.stage.forwarder.forwarded], ["beta"] * 3)
+        self.assertEqual({each.observer.key_name for each in self.stage.forwarder.forwarded}, {"child"})
+
+    def test_a_model_that_was_reached_by_an_allowed_selector_stays_closed_by_its_own_name(self):
+        given = evolve(self.stage.router.config, selectors={"pick": Selector("pick", "pin", targets=("alpha",))})
+        self.stage.router.config = given
+        self.post("pick")
+        self.assertEqual(len(self.stage.forwarder.forwarded), 1)
+        self.assertEqual(self.post("alpha").status, 403)
+
+    def test_a_key_without_the_scope_infer_reaches_no_model(self):
+        self.assertEqual(self.post("beta", b"sk-reader").status, 403)
+
+    def test_the_passthrough_has_the_same_limits(self):
+        def get(path, key=b"sk-child"):
+            return self.stage.upstream(b"GET", path, b"", (b"x-api-key", key)).sink
+
+        self.assertEqual(get(b"/upstream/alpha/slots").status, 403)
+        get(b"/upstream/beta/slots/1")
+        self.assertEqual(self.stage.forwarding.upstream.name, "beta")
+
+    def test_a_key_with_limits_reaches_no_page_that_is_not_counted(self):
+        keys = (evolve(CHILD, rpm=3), ADMIN)
+        self.stage.passthrough.authenticate = Authenticator(lambda: keys)
+        sink = self.stage.upstream(
+            b"POST", b"/upstream/beta/completion-of-its-own", b"{}", (b"x-api-key", b"sk-child")
+        ).sink
+        self.assertEqual(sink.status, 403)
+        self.assertIn("only use the routes that name a model", sink.json["error"]["message"])
+
+    def test_a_key_that_expires_is_refused_although_its_head_is_known(self):
+        now = [0.0]
+        keys = (evolve(CHILD, expires=5.0),)
+        gate = Authenticator(lambda: keys, lambda: now[0])
+        self.stage.inference.authenticate = gate
+        asked = self.stage.post({"model": "beta"}, b"/v1/chat/completions", (b"x-api-key", b"sk-child"))
+        now[0] = 5.0
+        error = self.assertRaises(HttpError, facts_of, asked.exchange, self.stage.router.config, gate)
+        self.assertEqual(error.status, 401)
