@@ -5,7 +5,7 @@ import json
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Secret
+from llamaswap.config import ApiKey, Secret
 from llamaswap.config.schema.memory import MemorySettings
 from llamaswap.web import app
 from llamaswap.web.auth import Authenticator, HostCheck
@@ -20,7 +20,7 @@ class Site:
     def __init__(self, **options):
         self.desk = Desk(**options)
         router = self.desk.router
-        keys = Authenticator(lambda: [key.value.encode() for key in router.config.api_keys])
+        keys = Authenticator(lambda: router.config.api_keys)
         hosts = HostCheck(frozenset({"here"}), lambda: ())
         endpoints = LeaseEndpoints(self.desk.leases, router, self.desk.clock)
         admin = app.Admin([endpoints], keys, hosts, lambda: router.config.security.cors)
@@ -108,7 +108,7 @@ class LeaseApiTests(SynchronousTestCase):
 
     def test_key_is_needed(self):
         site = Site()
-        site.configure(api_keys=(Secret("sesame"),))
+        site.configure(api_keys=(ApiKey(Secret("sesame")),))
         for method in ("GET", "POST"):
             self.assertEqual(site.ask(method, **({"ram_mib": 1} if method == "POST" else {})).status, 401)
         self.assertEqual(site.ask("POST", headers=[("Authorization", "Bearer sesame")], ram_mib=1).status, 201)
