@@ -13,7 +13,7 @@ from llamaswap.errors import StartFailed
 from llamaswap.routing.effect_performer import EffectPerformer
 from llamaswap.routing.leases import ProcessInstance
 from llamaswap.routing.managed_model import ManagedModel
-from llamaswap.scheduling.memory import Ledger, MemoryNeed, Sizes
+from llamaswap.scheduling.memory import Ledger, MemoryNeed
 from llamaswap.scheduling.memory_leases import HeldMemory, ledger_with, rules_with
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.servers.server_snapshot import ServerSnapshot
@@ -104,19 +104,20 @@ class LeasingRouter(EffectPerformer):
         self._ledger_changed()
         self._change_rules(self.pinned)
 
-    def memory_lease_granted(self, name: str) -> Sizes:
-        """The request for a lease was granted. Returns the memory that it holds, by device."""
-        sizes = self._scheduler.state_of(name).memory or {}
-        self._hold(name, HeldMemory(sizes, {device: one.foreign for device, one in self.ledger.devices.items()}))
-        return sizes
+    def memory_lease_granted(self, name: str) -> HeldMemory:
+        """The request for a lease was granted. Returns the memory that it holds; none if memory does not decide."""
+        foreign = {device: one.foreign for device, one in self.ledger.devices.items()}
+        held = HeldMemory(self._scheduler.state_of(name).memory or {}, foreign)
+        self._hold(name, held)
+        return held
 
-    def adopt_memory_lease(self, name: str, need: MemoryNeed, sizes: Sizes) -> None:
+    def adopt_memory_lease(self, name: str, need: MemoryNeed, held: HeldMemory) -> None:
         """Begin with a lease that the program before an upgrade had granted; the next request for it is granted."""
         self.add_memory_lease(name, need)
         now = self._clock.seconds()
         effects = self._scheduler.adopted(name, now, now, now)
         self._models[name].process = ProcessInstance(NOWHERE, self._scheduler.state_of(name).generation)
-        self._hold(name, HeldMemory(sizes, {device: one.foreign for device, one in self.ledger.devices.items()}))
+        self._hold(name, held)
         self._perform(effects)
 
     def _hold(self, name: str, held: HeldMemory) -> None:

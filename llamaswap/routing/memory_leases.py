@@ -27,7 +27,7 @@ from llamaswap.scheduling.memory import (
     room_in_words,
     sizes_in_words,
 )
-from llamaswap.scheduling.memory_leases import LEASE
+from llamaswap.scheduling.memory_leases import LEASE, HeldMemory
 
 MAX_LEASES = 16
 log = Logger()
@@ -60,18 +60,18 @@ class HandedLease:
 
     id: str
     request: LeaseRequest
-    sizes: Sizes
+    memory: HeldMemory
     seconds_left: float
 
 
 @define(eq=False)
 class MemoryLease:
-    """A lease, granted or waiting. `sizes` are MiB by device, once it is granted."""
+    """A lease, granted or waiting; `memory` is what it holds once it is granted."""
 
     id: str
     request: LeaseRequest
     pid: int
-    sizes: Sizes = Factory(dict)
+    memory: HeldMemory = Factory(HeldMemory)
     expires: float = 0.0
     pending: PendingLease | None = None
     held: Lease | None = None
@@ -81,6 +81,11 @@ class MemoryLease:
     def model(self) -> str:
         """Its name in the scheduler."""
         return LEASE + self.id
+
+    @property
+    def sizes(self) -> Sizes:
+        """MiB by device."""
+        return self.memory.sizes
 
     @property
     def gpus(self) -> tuple[int, ...]:
@@ -122,10 +127,12 @@ class MemoryLeases:
                 raise LeaseRefused(lease.model, reason.reason)
             lease.pending = self.router.request(lease.model, origin="lease")
             lease.held = await self._within(lease, lease.pending.granted, wait)
+            lease.memory = self.router.memory_lease_granted(lease.model)
+            if not lease.sizes:
+                raise LeaseRefused(lease.model, "memory does not decide any more")
         except BaseException:  # a cancellation too
             self._forget(lease)
             raise
-        lease.sizes = self.router.memory_lease_granted(lease.model)
         self._renew(lease, request.seconds)
         log.info("{lease} holds {sizes}", lease=lease.model, sizes=sizes_in_words(lease.sizes))
         return lease
@@ -215,14 +222,14 @@ class MemoryLeases:
         """The leases that are held, for the next program."""
         now = self.clock.seconds()
         return tuple(
-            HandedLease(lease.id, evolve(lease.request, pid=lease.pid), lease.sizes, max(0.0, lease.expires - now))
+            HandedLease(lease.id, evolve(lease.request, pid=lease.pid), lease.memory, max(0.0, lease.expires - now))
             for lease in self.all()
             if lease.held is not None
         )
 
     def adopt(self, handed: HandedLease) -> None:
         """Begin with a lease of the program before."""
-        lease = self._leases[handed.id] = MemoryLease(handed.id, handed.request, handed.request.pid, handed.sizes)
-        self.router.adopt_memory_lease(lease.model, handed.request.need, handed.sizes)
+        lease = self._leases[handed.id] = MemoryLease(handed.id, handed.request, handed.request.pid, handed.memory)
+        self.router.adopt_memory_lease(lease.model, handed.request.need, handed.memory)
         lease.held = self.router.lease(lease.model)
         self._renew(lease, handed.seconds_left)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import evolve, frozen
+from attrs import Factory, evolve, frozen
 
 from llamaswap.config.policies.eviction import Eviction
 from llamaswap.scheduling.memory import Ledger, MemoryNeed, Sizes
@@ -21,8 +21,8 @@ LEASE = "lease:"  # how the name of every lease begins
 class HeldMemory:
     """The memory of a lease by device. `foreign` is what other programs used of each device when it was given."""
 
-    sizes: Sizes
-    foreign: Sizes
+    sizes: Sizes = Factory(dict)
+    foreign: Sizes = Factory(dict)
 
 
 @frozen

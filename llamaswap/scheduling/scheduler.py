@@ -27,7 +27,8 @@ Each event that may free a model runs the queue through rules 5 to 10 again (`_r
 
 - A request that has waited longer than its fairness window (a priority shortens it) is starved. It moves to the front
   and reserves the models that it would evict: later requests cannot take their place, and the models are closed to new
-  requests. Starved requests are served in the order in which their windows ended.
+  requests. Starved requests are served in the order in which their windows ended. A request that waits for memory of
+  other programs, leases included, reserves nothing.
 - A model is not closed while it is being loaded, nor during its minimum stay after that, which grows with its load
   time. So each load serves all requests that wait for it, and starved requests cannot make models replace one another
   all the time. One of n competing models waits for at most n loads and stays.

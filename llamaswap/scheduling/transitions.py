@@ -291,7 +291,9 @@ class Transitions(SchedulerState):
                     self._refuse(entry, overdue)
                     continue
                 deadlines += self._deadlines(entry, decision)
-                reserves = entry.starved and decision.error is None
+                # What it waits for may last for hours: other models are loaded meanwhile, if they fit.
+                for_programs = decision.error is not None or any(map(self.is_lease, decision.waits_for))
+                reserves = entry.starved and not for_programs
                 if reserves and all(reservation.model != model for reservation in self.reservations):
                     reservation = reservation_for(self, decision, now)
                     self.reservations.append(reservation)

@@ -14,6 +14,7 @@ from llamaswap.config import Config, Model, Profile
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.routing.memory_leases import HandedLease, LeaseRequest
 from llamaswap.scheduling.memory import Device, Ledger, MemoryNeed
+from llamaswap.scheduling.memory_leases import HeldMemory
 from llamaswap.upgrade.state import IdleConnection, UpgradeState
 from tests.doubles import FakeRouter, FakeSwaps
 from tests.upgrade.test_state import SERVED
@@ -79,7 +80,10 @@ class FlushTests(SynchronousTestCase):
 class TakeOverTests(SynchronousTestCase):
     def test_part_that_cannot_be_taken_over_costs_nothing_else(self):
         router = FakeRouter(Config(profiles={"quiet": Profile()}, models={"a": Model("a")}))
-        connections, leases = (IdleConnection(7, 2),), (HandedLease("x", LeaseRequest("x", 1, 0, 0, 60.0), {}, 5.0),)
+        connections, leases = (
+            (IdleConnection(7, 2),),
+            (HandedLease("x", LeaseRequest("x", 1, 0, 0, 60.0), HeldMemory(), 5.0),),
+        )
         take_over(
             parts_of(router),
             UpgradeState(connections=connections, leases=leases, keeper=(9, 8), profile="quiet", pinned=("a", "gone")),

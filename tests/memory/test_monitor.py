@@ -17,6 +17,7 @@ from llamaswap.memory.measure import DeviceUse, MachineUse, ModelUse
 from llamaswap.memory.monitor import INTERVAL, RECLAIM_TIME, MemoryMonitor, ServerView
 from llamaswap.routing.memory_leases import LeaseRequest, MemoryLease
 from llamaswap.scheduling.memory import Device, GpuShare, MemoryNeed
+from llamaswap.scheduling.memory_leases import HeldMemory
 
 
 class Scene(SynchronousTestCase):
@@ -386,7 +387,7 @@ class DocumentTests(Scene):
         self.assertEqual(self.document(), {"mode": "advise", "devices": [], "needs": {}, "advice": []})
 
     def test_lease_is_shown_with_the_memory_that_it_holds(self):
-        self.leases = [MemoryLease("train-1", LeaseRequest("train", 2000, 0, 0, 60.0), 7, {"ram": 2000})]
+        self.leases = [MemoryLease("train-1", LeaseRequest("train", 2000, 0, 0, 60.0), 7, HeldMemory({"ram": 2000}))]
         self.monitor.start()
         self.views["lease:train-1"] = ServerView("lease:train-1", 7, "lease")
         self.use("lease:train-1", ram=500)

@@ -31,10 +31,10 @@ class Desk:
         self.gpus = gpus
         self.measured()
 
-    def measured(self, used=None, hold=0.0, known="abc", **foreign):
+    def measured(self, used=None, hold=0.0, known="abc", sizes=None, **foreign):
         devices = {"ram": Device(64 * GIB, 0, foreign.get("ram", 0))}
         devices |= {f"gpu{n}": Device(24 * GIB, 0, foreign.get(f"gpu{n}", 0)) for n in range(self.gpus)}
-        needs = {model: MemoryNeed(0, ((GpuShare(10 * GIB),),)) for model in known}
+        needs = {model: MemoryNeed(0, ((GpuShare((sizes or {}).get(model, 10) * GIB),),)) for model in known}
         self.router.memory_changed(Ledger(devices, needs, used or {}, {}, hold))
         self.here.settle()
 
@@ -108,6 +108,14 @@ class GrantTests(SynchronousTestCase):
         lease = desk.held(vram=4)
         desk.here.loaded("a", "c")
         self.assertEqual((desk.here.fleet.up, desk.leases.find(lease.id)), (["c"], lease))
+
+    def test_request_that_waits_for_a_lease_does_not_keep_other_models_from_loading(self):
+        desk = Desk(gpus=1)
+        desk.measured(sizes={"a": 20, "b": 8})
+        desk.held(vram=12, seconds=3600.0)
+        desk.router.request("a")
+        desk.clock.advance(60.0)
+        desk.here.loaded("b")
 
     def test_model_waits_for_a_busy_model_rather_than_for_a_lease(self):
         desk = Desk(gpus=1)
@@ -192,6 +200,16 @@ class RefusalTests(SynchronousTestCase):
         [error] = desk.take(ram=1)
         self.assertIn("16 leases", str(error))
 
+    def test_waiting_lease_is_refused_if_memory_does_not_decide_any_more(self):
+        desk = Desk(gpus=1)
+        desk.here.lease("a")
+        found = desk.take(vram=20)
+        config = evolve(desk.router.config, routing=Routing())
+        desk.router.apply(config, diff(desk.router.config, config))
+        desk.here.settle()
+        self.assertIsInstance(found[0], LeaseRefused)
+        self.assertEqual(desk.leases.all(), [])
+
     def test_unmeasured_machine_refuses_leases(self):
         desk = Desk()
         desk.router.memory_changed(Ledger({}))
@@ -261,7 +279,9 @@ class EndTests(SynchronousTestCase):
         old.clock.advance(10.0)
         [handed] = old.leases.hand_over()
         new = Desk(gpus=1)
+        new.measured(gpu0=5 * GIB)
         new.leases.adopt(handed)
+        self.assertEqual(new.router.ledger.devices["gpu0"].foreign, 0, "the program's use")
         new.here.settle()
         self.assertEqual(new.leases.find(lease.id).gpus, (0,))
         request = new.router.request("a")

@@ -9,6 +9,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import FailureRecord
 from llamaswap.routing.memory_leases import HandedLease, LeaseRequest
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
+from llamaswap.scheduling.memory_leases import HeldMemory
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.upgrade.state import IdleConnection, UpgradeState, pack, unpack
 
@@ -47,7 +48,14 @@ STATE = UpgradeState(
         hold=3.0,
         pressed=frozenset({"ram"}),
     ),
-    leases=(HandedLease("train-1", LeaseRequest("train", 5, 6, 2, 60.0, 77), {"gpu0": 3, "gpu1": 3, "ram": 5}, 12.5),),
+    leases=(
+        HandedLease(
+            "train-1",
+            LeaseRequest("train", 5, 6, 2, 60.0, 77),
+            HeldMemory({"gpu0": 3, "gpu1": 3, "ram": 5}, {"gpu0": 9}),
+            12.5,
+        ),
+    ),
 )
 
 
@@ -63,7 +71,7 @@ class StateTests(SynchronousTestCase):
 
     def test_missing_fields_of_an_earlier_program_have_their_defaults(self):
         document = json.loads(pack(STATE))
-        for name in ("profile", "pinned", "logs", "count", "keeper", "ailing", "memory"):
+        for name in ("profile", "pinned", "logs", "count", "keeper", "ailing", "memory", "leases"):
             del document[name]
         self.assertEqual(unpack(json.dumps(document).encode()).count, 0)
 
