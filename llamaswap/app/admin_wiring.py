@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.web.resource import IResource
 
 from llamaswap.app.settings import sources_of
 from llamaswap.discover.config_writer import ScanResult
@@ -22,6 +23,7 @@ from llamaswap.observe.worker import WorkerThread
 from llamaswap.version import build as build_info
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import peers as peers_routes
+from llamaswap.web.admin_request import AdminRequest
 from llamaswap.web.app import Admin
 from llamaswap.web.auth import Authenticator, HostCheck, machine_names
 from llamaswap.web.config_api import ConfigEndpoints
@@ -36,6 +38,7 @@ from llamaswap.web.loadtest import Generator, LoadTests
 from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.memory_api import MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
+from llamaswap.web.ollama import OllamaEndpoints
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.passthrough import Passthrough, resource
 from llamaswap.web.processes import ProcessEndpoints
@@ -69,12 +72,13 @@ class AdminWiring:
         config = lambda: router.config
         # Its own thread: a network folder that hangs must not delay other work.
         discovery_thread = WorkerThread("discovery", reactor)
+        model_routes = resource(inference.serve, reactor)
         groups = [
             ProxyRoutes(
-                resource(inference.serve, reactor),
+                model_routes,
                 resource(passthrough.serve, reactor),
             ),
-            *self._model_groups(),
+            *self._model_groups(model_routes),
             SystemEndpoints(
                 build_info(),
                 seen.machine,
@@ -82,6 +86,7 @@ class AdminWiring:
                 metrics_page=seen.metrics.render,
                 features=lambda: self._features(load_tests),
                 upgrade=context.upgrade_status,
+                ollama_version=lambda call: config().ollama.version if self._for_ollama(call) else None,
             ),
             MemoryEndpoints(self.parts.memory.report),
             LeaseEndpoints(self.parts.models.leases, router, reactor),
@@ -100,18 +105,25 @@ class AdminWiring:
         hosts = HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts)
         return Admin(groups, keys, hosts, lambda: config().security.cors)
 
-    def _model_groups(self) -> list[object]:
+    def _for_ollama(self, call: AdminRequest) -> bool:
+        """Whether a request came to the address for Ollama's clients."""
+        port = self.parts.context.ollama_port()
+        return port is not None and call.local_port == port
+
+    def _model_groups(self, model_routes: IResource) -> list[object]:
         """What shows the models, their requests and their logs."""
         context, models, seen = self.parts.context, self.parts.models, self.parts.observability
         router, registry, capabilities = models.router, self.parts.logs.registry, models.capabilities.of
         config = lambda: router.config
+        listing = ListingEndpoints(router, time.time, models.peers, capabilities)
         return [
-            ListingEndpoints(router, time.time, models.peers, capabilities),
+            listing,
+            OllamaEndpoints(router, listing, self.parts.memory.report, model_routes, time.time),
             ProcessEndpoints(router),
             LogEndpoints(registry, config, self.streams),
             ProfileEndpoints(router),
             peers_routes.PeerEndpoints(config, models.peers),
-            UiFiles(Path(__file__).parent.with_name("web") / "ui_dist", router),
+            UiFiles(Path(__file__).parent.with_name("web") / "ui_dist", router, self._for_ollama),
             EventEndpoints(
                 router,
                 context.bus,

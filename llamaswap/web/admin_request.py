@@ -140,6 +140,11 @@ class AdminRequest:
         return real_client_address(self.first, address_host(self.request.getClientAddress()))
 
     @property
+    def local_port(self) -> int | None:
+        """The port that the client connected to; None for a socket without one."""
+        return getattr(self.request.getHost(), "port", None)
+
+    @property
     def from_this_machine(self) -> bool:
         """Whether the client is on this machine, by its socket and the headers of reverse proxies."""
         raw = self.request.requestHeaders.getRawHeaders

@@ -70,8 +70,7 @@ class ListingEndpoints:
     @route("GET", "/v1/models", cross_origin=True, scope="any", answer=ModelList)
     def models(self, call: AdminRequest) -> Response:
         """Every name that a request may use now, in ascending order."""
-        visible = (record for record in self._records(int(self.now())) if _may_use(call, record))
-        records = sorted(visible, key=lambda record: record.id.encode())
+        records = sorted(self.visible(call), key=lambda record: record.id.encode())
         return json_answer(ModelList("list", records), headers=_echoed_origin(call))
 
     @route("GET", "/v1/models/<rest:model>", cross_origin=True, scope="any", answer=ModelRecord)
@@ -80,10 +79,15 @@ class ListingEndpoints:
         name = call.variables["model"]
         if not name:
             return self.models(call)
-        for found in self._records(int(self.now()), unlisted=True):
-            if found.id == name and _may_use(call, found):
+        for found in self.visible(call, unlisted=True):
+            if found.id == name:
                 return json_answer(found, headers=_echoed_origin(call))
         raise HttpError(404, f"model {name!r} not found", "model_not_found")
+
+    def visible(self, call: AdminRequest, *, unlisted: bool = False) -> Iterator[ModelRecord]:
+        """The names that the client may use; with `unlisted` also those that are not listed."""
+        records = self._records(int(self.now()), unlisted=unlisted)
+        return (record for record in records if _may_use(call, record))
 
     def _records(self, created: int, *, unlisted: bool = False) -> Iterator[ModelRecord]:
         config = self.router.config

@@ -62,6 +62,7 @@ route = RouteTable("system", Route)
 class SystemEndpoints:
     """/api/version, /api/performance, /api/hardware, /metrics, /api/upgrade, /api/features.
 
+    `ollama_version` gives the version for a request to the address for Ollama's clients (None: it came to another),
     `hardware` gives the snapshot taken at the start, None while detection runs or if it failed; `metrics_page` the page
     for Prometheus; `features` the switches that pages look at; `upgrade` the state of an upgrade in place.
     """
@@ -72,10 +73,14 @@ class SystemEndpoints:
     metrics_page: Callable[[], bytes]
     features: Callable[[], dict[str, bool]]
     upgrade: Callable[[], JsonObject] = dict
+    ollama_version: Callable[[AdminRequest], str | None] = lambda call: None
 
     @route("GET", "/api/version", answer=VersionDocument)
     def version(self, call: AdminRequest) -> Response:
-        """The build of this server."""
+        """The build of this server; at the address for Ollama's clients the version that they expect."""
+        expected = self.ollama_version(call)
+        if expected is not None:
+            return json_answer({"version": expected})
         build = self.build
         return json_answer(VersionDocument(build.version, build.commit, build.build_date))
 

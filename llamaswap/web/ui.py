@@ -9,6 +9,7 @@ from __future__ import annotations
 import mimetypes
 import os
 import re
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from attrs import define, evolve
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
 from llamaswap.web.compress import accepts
+from llamaswap.web.ollama import RUNNING
 from llamaswap.web.route import Route, RouteTable
 
 POLICY = (
@@ -55,14 +57,20 @@ route = RouteTable("ui", Route)
 
 @define(eq=False)
 class UiFiles:
-    """/ui/ and the redirects to it. `root` is the folder of the built files; it may be missing."""
+    """/ui/ and the redirects to it. `root` is the folder of the built files; it may be missing.
+
+    `for_ollama`: whether a request came to the address for Ollama's clients.
+    """
 
     root: Path
     router: Router
+    for_ollama: Callable[[AdminRequest], bool] = lambda call: False
 
     @route("GET", "/", key="not needed", content=HTML, status=302)
     def home(self, call: AdminRequest) -> Response:
-        """Redirect to the UI."""
+        """Redirect to the UI; at the address for Ollama's clients the text that they look for."""
+        if self.for_ollama(call):
+            return RUNNING
         return redirect("/ui", 302, call.method)
 
     @route("GET", "/ui", key="not needed", content=HTML, status=307)

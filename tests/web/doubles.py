@@ -37,6 +37,7 @@ from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.memory_api import MemoryDocument, MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
+from llamaswap.web.ollama import OllamaEndpoints
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.peers import PeerEndpoints
 from llamaswap.web.processes import ProcessEndpoints
@@ -286,9 +287,12 @@ class World:
 
     def groups(self):
         config, router = self.config, self.router
+        listing = ListingEndpoints(router, lambda: 1700000000.5, self.peers, self.capabilities)
+        memory = self.memory or UnmeasuredMemory()
         return [
             ProxyRoutes(Echo(b"model"), Echo(b"upstream")),
-            ListingEndpoints(router, lambda: 1700000000.5, self.peers, self.capabilities),
+            listing,
+            OllamaEndpoints(router, listing, memory, Echo(b"model"), lambda: 1700000000.5),
             ProcessEndpoints(router),
             ProfileEndpoints(router),
             PeerEndpoints(config, self.peers),
@@ -299,7 +303,7 @@ class World:
             SystemEndpoints(
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
-            MemoryEndpoints(self.memory or UnmeasuredMemory()),
+            MemoryEndpoints(memory),
             ModelEndpoints(
                 router,
                 self.inflight,
