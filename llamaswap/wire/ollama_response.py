@@ -272,7 +272,7 @@ class ResponseTranslator:
         counts = {
             "total_duration": _nanoseconds(now - self.arrived),
             "load_duration": _nanoseconds(self._load_seconds),
-            "prompt_eval_count": found.input_tokens if found is not None else 0,
+            "prompt_eval_count": _prompt_tokens(found, timings),
             "prompt_eval_duration": _nanoseconds(_seconds(read, first - ready)),
             "eval_count": found.output_tokens if found is not None else 0,
             "eval_duration": _nanoseconds(_seconds(written, now - first)),
@@ -283,6 +283,13 @@ class ResponseTranslator:
     @property
     def _load_seconds(self) -> float:
         return max(0.0, self.granted - self.arrived) if self.granted is not None else 0.0
+
+
+def _prompt_tokens(found: usage.Usage | None, timings: Mapping[str, object]) -> int:
+    """The tokens of the prompt; llama.cpp's timings do not count those that its cache has."""
+    if found is None:
+        return 0
+    return found.input_tokens + (max(0, found.cache_tokens) if timings else 0)
 
 
 def _parsed(data: bytes) -> JsonObject:

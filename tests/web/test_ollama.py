@@ -124,7 +124,7 @@ class ShowTests(TestCase):
 
 
 class UnsupportedTests(TestCase):
-    def test_what_is_not_supported_says_why(self):
+    def test_unsupported_paths_say_why(self):
         answer = post(World(), "/api/push", b'{"model":"alpha"}')
         self.assertEqual(answer.status, 501)
         self.assertIn("not uploaded", answer.json["error"])

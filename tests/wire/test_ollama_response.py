@@ -68,11 +68,11 @@ class StreamTests(SynchronousTestCase):
 
     def test_measured_durations_come_from_the_servers_timings(self):
         stream = translator()
-        timings = {"prompt_n": 4, "prompt_ms": 20.0, "predicted_n": 9, "predicted_ms": 300.0}
+        timings = {"cache_n": 6, "prompt_n": 4, "prompt_ms": 20.0, "predicted_n": 9, "predicted_ms": 300.0}
         stream.feed(event({"choices": [{"delta": {}, "finish_reason": "stop"}], "timings": timings}), 103.0)
         (last,) = lines(stream.finish(104.0))
         self.assertEqual((last["prompt_eval_duration"], last["eval_duration"]), (20_000_000, 300_000_000))
-        self.assertEqual((last["prompt_eval_count"], last["eval_count"]), (4, 9))
+        self.assertEqual((last["prompt_eval_count"], last["eval_count"]), (10, 9))
 
     def test_thinking_is_apart_from_the_content(self):
         stream = translator()

@@ -1,0 +1,87 @@
+"""A stand-in inference server that thinks, calls tools, sees images and embeds, for the clients of other APIs.
+
+It says what it got: the number of images and the format asked for. Standard library only.
+"""
+
+import argparse
+import json
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+CALL = {"id": "call_9", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
+
+
+class Talker(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def reply(self, document, status=200):
+        data = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        self.reply({"status": "ok", "default_generation_settings": {"n_ctx": 2048}})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/embeddings":
+            texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+            rows = [{"index": number, "embedding": [float(len(text)), 0.5]} for number, text in enumerate(texts)]
+            self.reply({"data": rows, "usage": {"prompt_tokens": 5, "total_tokens": 5}})
+        elif self.path == "/v1/chat/completions":
+            self.chat(body)
+        else:
+            self.reply({"error": {"message": f"no {self.path} here"}}, 404)
+
+    def chat(self, body):
+        messages = body["messages"]
+        if messages[-1]["content"] == "break":
+            self.reply({"error": {"message": "the context is full"}}, 400)
+            return
+        answered = [message["tool_call_id"] for message in messages if message["role"] == "tool"]
+        if body.get("tools") and not answered:
+            pieces = [{"tool_calls": [{"index": 0, **CALL}]}]
+        else:
+            images = sum(part["type"] == "image_url" for part in parts(messages[-1]))
+            kind = body.get("response_format", {}).get("type", "text")
+            pieces = [{"content": f"{images} images,"}, {"content": f" {kind}"}, {"content": f" {''.join(answered)}"}]
+        thinks = body.get("chat_template_kwargs", {}).get("enable_thinking")
+        pieces = [{"reasoning_content": "hm"}, *pieces] if thinks else pieces
+        usage = {"prompt_tokens": 7, "completion_tokens": len(pieces), "total_tokens": 7 + len(pieces)}
+        if not body.get("stream"):
+            message = {"role": "assistant", "content": None}
+            for piece in pieces:
+                for name, value in piece.items():
+                    message[name] = (message.get(name) or type(value)()) + value
+            self.reply({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in pieces:
+            self.event({"choices": [{"index": 0, "delta": piece, "finish_reason": None}]})
+            time.sleep(0.05)
+        self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        self.event({"choices": [], "usage": usage})
+        self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+    def event(self, document):
+        data = f"data: {json.dumps(document)}\n\n".encode()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def parts(message):
+    return message["content"] if isinstance(message["content"], list) else []
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    ThreadingHTTPServer(("127.0.0.1", parser.parse_args().port), Talker).serve_forever()
