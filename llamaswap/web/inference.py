@@ -122,7 +122,7 @@ class Inference:
             return await self._request(exchange, facts, content, target)
         self._resolve(content, config)
         if content.ollama is not None and content.ollama.request.unloads:
-            self._ollama.unload(content.model, content.ollama, config)
+            self._ollama.unload(content.model, content.ollama, facts)
             return None
         selector = config.selectors.get(content.model)
         if selector is None:

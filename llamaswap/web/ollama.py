@@ -128,7 +128,7 @@ class OllamaEndpoints:
 
     # -- which models there are ----------------------------------------------------------------------------
 
-    @route("GET", "/api/tags", cross_origin=True, answer=TagList)
+    @route("GET", "/api/tags", cross_origin=True, scope="any", answer=TagList)
     def tags(self, call: AdminRequest) -> Response:
         """Every name that a request may use now, as Ollama lists its models."""
         self._enabled()
@@ -142,11 +142,11 @@ class OllamaEndpoints:
                 self._digest(record.id),
                 self._details(record.id),
             )
-            for record in sorted(self.listing.records(0), key=lambda record: record.id)
+            for record in sorted(self.listing.visible(call), key=lambda record: record.id)
         ]
         return json_answer({"models": [_all_members(entry) for entry in entries]})
 
-    @route("GET", "/api/ps", answer=LoadedList)
+    @route("GET", "/api/ps", scope="any", answer=LoadedList)
     def loaded(self, call: AdminRequest) -> Response:
         """The models that are loaded, with the memory they use and when they will be unloaded."""
         self._enabled()
@@ -154,9 +154,9 @@ class OllamaEndpoints:
         found: dict[str, LoadedModel] = {}
         for status in self.router.running():
             model = config.models.get(status.model)
-            if model is None or status.state != "ready":
+            name = "" if model is None else model.replica_of or model.id
+            if model is None or status.state != "ready" or not call.access.may_use(name):
                 continue
-            name = model.replica_of or model.id
             before = found.get(name)
             size, vram = used.get(model.id, (0, 0))
             found[name] = LoadedModel(
@@ -171,12 +171,14 @@ class OllamaEndpoints:
             )
         return json_answer({"models": [_all_members(entry) for entry in found.values()]})
 
-    @route("POST", "/api/show", changes_state=False, cross_origin=True, body=NamedBody, answer=ShowDocument)
+    @route(
+        "POST", "/api/show", changes_state=False, cross_origin=True, scope="any", body=NamedBody, answer=ShowDocument
+    )
     def show(self, call: AdminRequest) -> Response | IResource:
         """What a model is and can do."""
         if not self.router.config.ollama.enabled:
             return self.fallback
-        record = self._record(_named(call))
+        record = self._record(call, _named(call))
         architecture = _family(record.id)
         info: JsonObject = {"general.architecture": architecture, "general.basename": record.name or record.id}
         if record.context_length:
@@ -225,8 +227,8 @@ class OllamaEndpoints:
         if not self.router.config.ollama.enabled:
             raise HttpError(404, "the Ollama API is switched off by ollama.enabled")
 
-    def _record(self, name: str) -> ModelRecord:
-        records = {record.id: record for record in self.listing.records(0, unlisted=True)}
+    def _record(self, call: AdminRequest, name: str) -> ModelRecord:
+        records = {record.id: record for record in self.listing.visible(call, unlisted=True)}
         record = records.get(name) or records.get(name.removesuffix(DEFAULT_TAG))
         if record is None:
             raise HttpError(404, f"model {name!r} not found")

@@ -7,11 +7,11 @@ from functools import partial
 from attrs import define, evolve
 from twisted.logger import Logger
 
-from llamaswap.config import Config
 from llamaswap.errors import BadRequest, BodyTooLarge, UnknownModel
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.proxy.exchange import Exchange
 from llamaswap.routing.router import Router
+from llamaswap.web.head_facts import HeadFacts
 from llamaswap.web.ollama_sink import OllamaSink
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.request_content import RequestContent
@@ -54,10 +54,13 @@ class OllamaRequests:
         ollama = OllamaSink.install(exchange, request, began, now, self.router.keep_for)
         return evolve(content, model=request.model, streaming=request.streaming, json=body, ollama=ollama)
 
-    def unload(self, name: str, ollama: OllamaSink, config: Config) -> None:
+    def unload(self, name: str, ollama: OllamaSink, facts: HeadFacts) -> None:
         """Unload the model of this name, or those of a selector, as soon as they are idle, and respond."""
+        config = facts.config
         selector = config.selectors.get(name)
         targets = [Target.named(config, each) for each in (selector.targets if selector is not None else (name,))]
+        for target in targets:
+            facts.access.require_model(ollama.request.model or name, name, *target.names)
         if all(target.unknown for target in targets):
             raise UnknownModel(name)
         for model in (target.model for target in targets if target.model is not None):

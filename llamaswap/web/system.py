@@ -75,7 +75,7 @@ class SystemEndpoints:
     upgrade: Callable[[], JsonObject] = dict
     ollama_version: Callable[[AdminRequest], str | None] = lambda call: None
 
-    @route("GET", "/api/version", answer=VersionDocument)
+    @route("GET", "/api/version", scope="any", answer=VersionDocument)
     def version(self, call: AdminRequest) -> Response:
         """The build of this server; at the address for Ollama's clients the version that they expect."""
         expected = self.ollama_version(call)

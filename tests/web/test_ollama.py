@@ -8,7 +8,7 @@ from attrs import define as record
 from attrs import evolve, field
 from twisted.trial.unittest import TestCase
 
-from llamaswap.config import Capabilities, Model
+from llamaswap.config import ApiKey, Capabilities, Model, Secret
 from llamaswap.config.schema import OllamaSettings
 from llamaswap.servers.supervisor_protocol import ServerStatus
 from llamaswap.web.ollama import NEVER
@@ -60,6 +60,17 @@ class TagTests(TestCase):
         self.assertEqual(world.ask("/api/tags").status, 401)
         self.assertIn("unauthorized", world.ask("/api/tags").json["error"])
         self.assertEqual(world.ask("/api/tags", headers=[("Authorization", "Bearer mine")]).status, 200)
+
+    def test_a_key_finds_only_the_models_that_it_may_use(self):
+        child = ApiKey(Secret("sk-child"), "child", models=("beta*",), scopes=("infer",))
+        world = World(example_router(evolve(example_config(), api_keys=(child,))))
+        mine = ("Authorization", "Bearer sk-child")
+        found = world.ask("/api/tags", headers=[mine]).json["models"]
+        self.assertEqual({one["name"] for one in found} - {"beta", "beta:hot"}, set())
+        self.assertEqual(post(world, "/api/show", b'{"model":"alpha"}', mine).status, 404)
+        self.assertEqual(post(world, "/api/show", b'{"model":"beta"}', mine).status, 200)
+        self.assertEqual(world.ask("/api/ps", headers=[mine]).json, {"models": []})
+        self.assertEqual(post(world, "/api/push", b'{"model":"beta"}', mine).status, 403)
 
     def test_the_paths_are_not_found_while_the_api_is_switched_off(self):
         world = World(example_router(evolve(example_config(), ollama=OllamaSettings(enabled=False))))

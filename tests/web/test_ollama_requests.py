@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from math import inf
 
 from attrs import evolve
@@ -12,6 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config import Config
 from llamaswap.config.schema import OllamaSettings
 from llamaswap.errors import ServerVanished, StartFailed, UpstreamTruncated
+from llamaswap.web.head_facts import Authenticated
+from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.ollama_sink import DOCUMENT_LIMIT
 from tests.web.pipeline import Stage, config
 
@@ -212,6 +215,14 @@ class KeepAliveTests(OllamaTestCase):
     def test_an_unknown_model_is_not_unloaded(self):
         asked = self.stage.post({"model": "ghost", "keep_alive": 0}, GENERATE)
         self.assertEqual(asked.sink.status, 404)
+
+    def test_a_key_unloads_only_what_it_may_use(self):
+        beta = Authenticated(frozenset(), KeyAccess("child", models=re.compile("beta")))
+        self.stage.inference.authenticate = lambda head: beta
+        for name, status in (("alpha", 403), ("pick", 403), ("ghost", 403), ("beta", 200)):
+            asked = self.stage.post({"model": name, "keep_alive": 0}, GENERATE)
+            self.assertEqual(asked.sink.status, status, name)
+        self.assertEqual(self.kept, [("beta", 0.0)])
 
     def test_a_load_that_loses_its_server_is_an_error(self):
         self.stage.router.refusal = ServerVanished("alpha")
