@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
+from operator import ge, sub
 
 from attrs import Factory, define, frozen
 
@@ -72,6 +73,7 @@ class Ledger:
 # -- the decision ------------------------------------------------------------------------------------------
 
 MAX_STEPS = 400  # of a search, about 2 ms; the best set found by then is used
+BUSY = 1e7  # the cost of a model that serves requests, or is loaded for some: the target waits for it
 
 
 @frozen
@@ -192,7 +194,8 @@ class _Search:
     """The cheapest set of `leaving` models, dearest first, whose eviction makes room.
 
     Models are kept one after the other as long as the need still fits with all later ones evicted. The first set found
-    so is already irreducible; the search goes on to cheaper ones for at most `MAX_STEPS`.
+    so is already irreducible. The search goes on to cheaper ones for at most `MAX_STEPS`, unless the first set has a
+    model that cost `BUSY`: then every set has one, and the request waits in any case.
     """
 
     ram: int
@@ -202,24 +205,53 @@ class _Search:
     kept: tuple[Occupant, ...] | None = None
     _best: tuple[float, int] = (inf, 0)
     _steps: int = 0
+    _gpus: tuple[str, ...] = ()
+    _fixed: tuple[tuple[int, int], ...] = ()
+    _free: tuple[int, ...] = ()
+    _open: tuple[int, ...] = ()
+    _sizes: Sequence[tuple[int, ...] | None] = ()
 
     def run(self) -> float:
         """The cost of the best set, `kept` being those that stay; infinite if no set makes room."""
-        if _assign(self.ram, self.option, self.room) is not None:
-            self._visit(0, self.room, (0.0, 0), ())
+        # Rooms are tuples with the RAM first, because a search looks at hundreds of them.
+        self._gpus = tuple(name for name in self.room if name != RAM)
+        places = {name: index for index, name in enumerate(self._gpus, 1)}
+        self._fixed = tuple((places[share.device], share.size) for share in self.option if share.device)
+        self._free = tuple(sorted((share.size for share in self.option if not share.device), reverse=True))
+        taken = {index for index, _ in self._fixed}
+        self._open = tuple(index for index in places.values() if index not in taken)
+        self._sizes = [None if one.sizes is None else self._in_order(one.sizes) for one in self.leaving]
+        room = self._in_order(self.room)
+        if self._fits(room):
+            self._visit(0, room, (0.0, 0), ())
         return self._best[0]
 
-    def _visit(self, index: int, room: Mapping[str, int], cost: tuple[float, int], kept: tuple[Occupant, ...]) -> None:
+    def _in_order(self, sizes: Sizes) -> tuple[int, ...]:
+        return (sizes.get(RAM, 0), *(sizes.get(name, 0) for name in self._gpus))
+
+    def _fits(self, room: tuple[int, ...]) -> bool:
+        """Whether `_assign` succeeds: the largest free share needs the largest of the other rooms, and so on."""
+        if room[0] < self.ram:
+            return False
+        for index, size in self._fixed:
+            if room[index] < size:
+                return False
+        if not self._free:
+            return True
+        rooms = sorted([room[index] for index in self._open], reverse=True)
+        return len(rooms) >= len(self._free) and all(map(ge, rooms, self._free))
+
+    def _visit(self, index: int, room: tuple[int, ...], cost: tuple[float, int], kept: tuple[Occupant, ...]) -> None:
         self._steps += 1
-        if cost >= self._best or (self._steps > MAX_STEPS and self.kept is not None):
+        if cost >= self._best or (self.kept is not None and (self._steps > MAX_STEPS or self._best[0] >= BUSY)):
             return
         if index == len(self.leaving):
             self._best, self.kept = cost, kept
             return
-        occupant = self.leaving[index]
-        if occupant.sizes is not None:
-            beside = _less(room, (occupant,))
-            if _assign(self.ram, self.option, beside) is not None:
+        occupant, sizes = self.leaving[index], self._sizes[index]
+        if sizes is not None:
+            beside = tuple(map(sub, room, sizes))
+            if self._fits(beside):
                 self._visit(index + 1, beside, cost, (*kept, occupant))
         self._visit(index + 1, room, (cost[0] + occupant.cost, cost[1] + 1), kept)
 

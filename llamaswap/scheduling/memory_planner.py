@@ -10,6 +10,7 @@ from attrs import evolve
 
 from llamaswap.errors import DoesNotFit, MemoryInUse, NotReady
 from llamaswap.scheduling.memory import (
+    BUSY,
     RAM,
     GpuShare,
     Ledger,
@@ -25,7 +26,6 @@ from llamaswap.scheduling.memory import (
 from llamaswap.scheduling.state import Decision, ModelState, Phase, Reservation, SchedulerState
 
 HELD = 1e4  # the cost of a model within `hold` of its last response: dearer than any that is idle for longer
-BUSY = 1e7  # the cost of a model that serves requests, or is loaded for some: the target waits for it
 LEASED = 1e9  # the cost of a program that was given memory, which may run for hours: any other model leaves first
 IDLE_OFFSET = 5.0  # seconds added to a model's idle time, so that the cost of one that just became idle is finite
 
@@ -74,7 +74,7 @@ def occupants(state: SchedulerState, model: str, evicted: Collection[str], now: 
     """The models beside `model` that use memory, without those that are `evicted` anyway."""
     found = []
     for name, server in state.models.items():
-        if name == model or name in evicted:
+        if server.phase is Phase.STOPPED or name == model or name in evicted:
             continue
         if server.uses_memory:
             sizes = expected_use(state.ledger, name, server.memory)

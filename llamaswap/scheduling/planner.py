@@ -6,6 +6,7 @@ The numbers are those of the decision tree in `scheduler`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from attrs import evolve
 
@@ -63,15 +64,13 @@ def placement_for(
         evicts = tuple(sorted({*evicts, *placement.evicts}))
     victims = frozenset(evicts)
     in_the_way = [*holders]
-    in_the_way += [
-        other.model
-        for other in others
-        if _violates_reservation(state, model, victims, running, other)
-        or (state.rules.by_memory and leaves_no_room(state, other, model, placement))
-    ]
+    in_the_way += [other.model for other in others if _violates_reservation(state, model, victims, running, other)]
     in_the_way += [victim for victim in evicts if state.models[victim].serving]
     loads = _loads_in_the_way(state, model, victims)
     in_the_way += [swap.model for swap in loads if _is_wanted(state, swap)]
+    if state.rules.by_memory and not in_the_way:
+        short = (other.model for other in others if leaves_no_room(state, other, model, placement))
+        in_the_way += islice(short, 1)  # one is enough, and each takes a while
     if in_the_way:
         return Decision(model, "queue", evicts, tuple(dict.fromkeys(in_the_way)))
     stays = {victim: state.models[victim].linger_end for victim in evicts}
