@@ -248,7 +248,7 @@ class MemoryMonitor:
         for view in views:
             after = present.get(view.model)
             model_use = use.models.get(view.model)
-            if model_use is None or after is None or after.pid != view.pid:
+            if model_use is None or after is None or (after.pid, after.suspended) != (view.pid, view.suspended):
                 continue
             final = view.model in self._stopping
             if (view.is_ready and self.learner.due(view.model)) or final:

@@ -3,7 +3,7 @@ anything."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from math import inf
 
 from attrs import evolve
@@ -16,6 +16,7 @@ from llamaswap.scheduling.memory import (
     Ledger,
     Occupant,
     Placement,
+    Sizes,
     expected_use,
     in_words,
     need_in_words,
@@ -77,11 +78,45 @@ def occupants(state: SchedulerState, model: str, evicted: Collection[str], now: 
         if server.phase is Phase.STOPPED or name == model or name in evicted:
             continue
         if server.uses_memory:
-            sizes = expected_use(state.ledger, name, server.memory)
-            found.append(Occupant(name, sizes, _cost(state, server, model, now)))
-        elif server.phase is Phase.SUSPENDED and (used := state.ledger.used.get(name)):
+            found.append(Occupant(name, _use_of(state, server), _cost(state, server, model, now)))
+        elif used := state.ledger.used.get(name):  # it is suspended, or was until it began to stop
             found.append(Occupant(name, used, _cost(state, server, model, now)))
     return found
+
+
+def _use_of(state: SchedulerState, server: ModelState) -> Sizes | None:
+    """What a model that is up uses at most; None if it is unknown."""
+    if server.phase is not Phase.LOADING:
+        return expected_use(state.ledger, server.model, server.memory)
+    if server.memory is None:
+        return None
+    used = state.ledger.used.get(server.model, {})  # what it used while it was suspended
+    return {name: max(used.get(name, 0), server.memory.get(name, 0)) for name in {**used, **server.memory}}
+
+
+def suspendable(state: SchedulerState, decision: Decision, victims: Iterable[ModelState], now: float) -> frozenset[str]:
+    """Those of the victims of a load that RAM has room for while they are suspended, the dearest to load first.
+
+    A suspended server may keep its weights in RAM: all that it used counts, unless it was measured while suspended.
+    """
+    ram = state.ledger.devices.get(RAM)
+    if not state.rules.by_memory or ram is None:
+        return frozenset(victim.model for victim in victims)
+    if decision.memory is None:
+        return frozenset()  # the model is loaded alone
+    beside = occupants(state, decision.model, decision.evicts, now)
+    room = ram.total - ram.reserve - ram.foreign - decision.memory.get(RAM, 0)
+    room -= sum((one.sizes or {}).get(RAM, 0) for one in beside)
+    found = set()
+    for victim in sorted(victims, key=lambda one: -load_seconds(state, one)):
+        use = _use_of(state, victim)
+        size = victim.suspended_size
+        if size is None and use is not None:
+            size = sum(use.values())
+        if size is not None and size <= room:
+            found.add(victim.model)
+            room -= size
+    return frozenset(found)
 
 
 def _cost(state: SchedulerState, server: ModelState, target: str, now: float) -> float:
@@ -153,7 +188,7 @@ def memory_reason(state: SchedulerState, model: str, placement: Placement, now: 
         server = state.models[name]
         if server.phase is Phase.STOPPING:
             continue
-        sizes = expected_use(state.ledger, name, server.memory)
+        sizes = _use_of(state, server)
         size = "unknown use" if sizes is None else in_words(sum(sizes.values()))
         idle = "" if server.idle_since is None else f", idle for {max(0.0, now - server.idle_since):.0f} s"
         costs.append(f"{name} ({size}{idle}, loads in {load_seconds(state, server):.1f} s)")

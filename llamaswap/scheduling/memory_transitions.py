@@ -7,7 +7,7 @@ from math import inf
 from attrs import define
 
 from llamaswap.scheduling.effects import Effect
-from llamaswap.scheduling.memory import Ledger
+from llamaswap.scheduling.memory import RAM, Ledger
 from llamaswap.scheduling.memory_planner import HELD, occupants
 from llamaswap.scheduling.state import ActiveSwap, Phase, RequestStage
 from llamaswap.scheduling.transitions import Transitions
@@ -22,6 +22,10 @@ class MemoryTransitions(Transitions):
     def memory_changed(self, ledger: Ledger, now: float) -> list[Effect]:
         """Memory is used or needed in another way."""
         self.ledger = ledger
+        for name, used in ledger.used.items():
+            server = self.models.get(name)
+            if server is not None and server.phase is Phase.SUSPENDED:
+                server.suspended_size = used.get(RAM, 0)
         if self.rules.by_memory:
             for device in ledger.pressed:
                 self._relieve(device, now)
@@ -57,4 +61,8 @@ class MemoryTransitions(Transitions):
             if one.sizes is not None and one.sizes.get(device) and 0.0 < one.cost < HELD
         ]
         if idle and not any(server.phase is Phase.STOPPING for server in self.models.values()):
-            self._suspend_or_stop(self.models[min(idle)[1]], "memory")
+            server = self.models[min(idle)[1]]
+            if device == RAM:  # a suspended server may keep its weights there
+                self._stop([server], "memory")
+            else:
+                self._suspend_or_stop(server, "memory")

@@ -93,8 +93,9 @@ class ModelState:
     the present process first finished a request, `load_seconds` how long its load took. A stopping model with
     `suspending` set is about to be suspended; one with `freed_memory` set was suspended before and occupies no memory.
     A suspended model's `idle_since` is when it was suspended. `idle_armed`: its idle timer runs. `memory` is the
-    memory that its load was decided with, None if that was unknown. `ttl` are the idle seconds that a client asked for
-    (None: those of the rules), until it stops or is suspended.
+    memory that its load was decided with, None if that was unknown; `suspended_size` is the MiB of RAM that it was last
+    measured to keep while it was suspended. `ttl` are the idle seconds that a client asked for (None: those of the
+    rules), until it stops or is suspended.
     """
 
     model: str
@@ -114,6 +115,7 @@ class ModelState:
     freed_memory: bool = False
     memory: Sizes | None = None
     ttl: float | None = None
+    suspended_size: int | None = None
 
     @property
     def uses_memory(self) -> bool:

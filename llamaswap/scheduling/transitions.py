@@ -26,6 +26,7 @@ from llamaswap.scheduling.effects import (
     Suspend,
     Ticket,
 )
+from llamaswap.scheduling.memory_planner import suspendable
 from llamaswap.scheduling.planner import decision_for, placement_for, reason_for, reservation_for, stalled_deadlines
 from llamaswap.scheduling.state import (
     FOREIGN_MEMORY_WAIT,
@@ -115,7 +116,7 @@ class Transitions(SchedulerState):
             self._abandon(self.loads[generation], may_suspend=True)
         victims = [self.models[victim] for victim in decision.evicts]
         restore = tuple(victim.model for victim in victims if victim.phase is Phase.READY)
-        suspend = frozenset(victim.model for victim in victims if self._may_suspend(victim))
+        suspend = suspendable(self, decision, [victim for victim in victims if self._may_suspend(victim)], now)
         reason = reason_for(self, model, now) if entry else "back after a failed start"
         for victim in victims:
             self._leave(victim)
