@@ -39,6 +39,13 @@ class SleepEnded:
 
 
 @frozen
+class RequestQueued:
+    """A request for a model waits, for a load or in the queue."""
+
+    model: str
+
+
+@frozen
 class SwapBegan:
     """The router began to load `model` and evicts `evicted` for it; `reason` explains why.
 

@@ -16,7 +16,7 @@ from llamaswap.app.memory_document import MemoryReport
 from llamaswap.app.settings import ServiceContext
 from llamaswap.config import Config, Model
 from llamaswap.config.command_line import split
-from llamaswap.events import SleepEnded, StateChanged
+from llamaswap.events import RequestQueued, SleepEnded, StateChanged
 from llamaswap.fake_boards import FAKE_BOARDS, fake_boards
 from llamaswap.memory.containers import serving_process
 from llamaswap.memory.footprint_key import footprint_key
@@ -101,6 +101,7 @@ class MemoryParts:
         )
         context.bus.subscribe(StateChanged, self._state_changed)
         context.bus.subscribe(SleepEnded, lambda event: self.monitor.state_changed(event.model, "stopped"))
+        context.bus.subscribe(RequestQueued, lambda event: self.monitor.request_queued())
         context.bus.subscribe(ActivityStored, self._request_ended)
 
     def start(self) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from attrs import Factory, define, evolve, field, frozen
 
 from llamaswap.scheduling.memory import Sizes
-from llamaswap.sqlite_file import RETRY_DELAY, connect, is_corrupt, is_unusable, set_aside
+from llamaswap.sqlite_file import RETRY_DELAY, connect, is_corrupt, set_aside
 
 STORE_NAME = "footprints.db"  # beside the activity store
 MAX_SAMPLES = 200  # of each device and key
@@ -136,6 +136,13 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
+def _plausible(number: float) -> float:
+    """A number of a file, unless it is negative, endless or no number: then ValueError."""
+    if not 0 <= number < math.inf:
+        raise ValueError("no size and no time")
+    return number
+
+
 def _larger(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     return {device: max(one.get(device, 0), other.get(device, 0)) for device in {**one, **other}}
 
@@ -212,8 +219,6 @@ class FootprintStore:
                 self._disconnect()
                 if is_corrupt(error) and self._replace_corrupt(self._path, error):
                     continue
-                if not is_unusable(error) and not is_corrupt(error):
-                    raise
                 self._failed(str(error))
                 return
             if self.problem:
@@ -244,11 +249,14 @@ class FootprintStore:
         """Take over a row of the file; one that another program has spoiled is left out."""
         try:
             known = json.loads(content)
-            samples = {device: [int(size) for size in sizes] for device, sizes in known["samples"].items()}
-            peak = {device: int(size) for device, size in known["peak"].items()}
-            loads = [float(seconds) for seconds in known["loads"]]
-            row = _Row(key, model, last, bool(squeezed), str(known["kind"]), int(known["n"]), samples, peak, loads)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            samples = {
+                device: [int(_plausible(size)) for size in sizes] for device, sizes in known["samples"].items() if sizes
+            }
+            peak = {device: int(_plausible(size)) for device, size in known["peak"].items()}
+            loads = [float(_plausible(seconds)) for seconds in known["loads"]]
+            count = int(_plausible(known["n"]))
+            row = _Row(key, model, float(last), bool(squeezed), str(known["kind"]), count, samples, peak, loads)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return
         if key in self._rows:
             self._rows[key].preceded_by(row)

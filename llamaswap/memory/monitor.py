@@ -138,6 +138,11 @@ class MemoryMonitor:
         """A request of this model was served."""
         self.learner.request_ended(model)
 
+    def request_queued(self) -> None:
+        """A request waits. If nothing ran, other programs may have begun or ended since the last measurement."""
+        if self._timer is None:
+            self._sample()
+
     def reloaded(self) -> None:
         """The configuration has changed, or what its models need."""
         if self.running:

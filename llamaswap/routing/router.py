@@ -25,7 +25,7 @@ from llamaswap.errors import (
     Superseded,
     UnknownModel,
 )
-from llamaswap.events import EventBus, Preloaded, ProfileChanged, StateChanged
+from llamaswap.events import EventBus, Preloaded, ProfileChanged, RequestQueued, StateChanged
 from llamaswap.observe.vram_reclaim import VramReclaim
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.leasing_router import LeasingRouter
@@ -106,6 +106,8 @@ class Router(LeasingRouter):
         else:
             pending.ready = not isinstance(first, Admit)
         self._perform(effects)
+        if ticket.number in self._pending:
+            self._bus.publish(RequestQueued(model))
         return pending
 
     def _ticket(self, model: str, origin: str = "") -> Ticket:

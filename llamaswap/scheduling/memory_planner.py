@@ -167,8 +167,14 @@ def without_room(state: SchedulerState, model: str, placement: Placement) -> Dec
         kept = [one.model for one in occupants(state, model, (), 0.0) if one.cost == inf]
         error = NotReady(model, f"cannot load {model}, which needs {need}: {', '.join(kept)} cannot be evicted")
         return Decision(model, "refuse", reason=str(error), error=error)
-    foreign = {name: device.foreign for name, device in state.ledger.devices.items() if device.foreign}
-    programs = [device.foreign_by for device in state.ledger.devices.values() if device.foreign_by]
+    needed = state.ledger.needs[model]
+    devices = {
+        name: device
+        for name, device in state.ledger.devices.items()
+        if device.foreign and (needed.ram if name == RAM else any(needed.options))
+    }
+    foreign = {name: device.foreign for name, device in devices.items()}
+    programs = [device.foreign_by for device in devices.values() if device.foreign_by]
     in_use = MemoryInUse(model, need, sizes_in_words(foreign), tuple(dict.fromkeys(programs)))
     return Decision(model, "queue", reason=str(in_use), error=in_use)
 

@@ -126,6 +126,17 @@ class TestMeasuring(SynchronousTestCase):
                 wait_for(lambda product=product: self.document(product)["devices"], 10, "the devices")
                 self.assertEqual([device["device"] for device in self.document(product)["devices"]], devices)
 
+    def test_request_is_served_after_another_program_has_ended_while_nothing_ran(self):
+        environment = self.boards()
+        other = self.folder / "boards" / "0" / "1"
+        other.write_text("7000")
+        config = self.config(memory="'on'") + "    memory: {gpu0: 3000}\n"
+        with Product(config, env=environment) as product:
+            wait_for(lambda: len(self.document(product)["devices"]) == 2, 10, "the devices")
+            other.unlink()
+            status, _, data = product.ask("/upstream/owl/x")
+            self.assertEqual(status, 200, data)
+
     def test_learned_models_stay_loaded_together_as_far_as_they_fit(self):
         """Two of three servers fit into the budget; each is loaded alone until its size is known."""
         with Product(self.three("{mode: 'on', budget: {ram: 400MiB}, hold: 0s}")) as product:

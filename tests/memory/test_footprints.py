@@ -248,3 +248,35 @@ class FileTests(LearningTests):
         other.close()
         store = self.reopened()
         self.assertEqual((store.find("owl", "k"), store.find("owl", "bad 1").peak), (found, {"ram": 100}))
+
+    def test_rows_with_impossible_values_do_not_keep_the_others_from_being_read(self):
+        found = self.learn(100)
+        self.store.close()
+        good = '{"kind": "process", "n": 1, "samples": {"ram": [5]}, "peak": {"ram": 5}, "loads": []}'
+        rows = [
+            ("endless", 9e9, good.replace("[5]", "[1e999]")),
+            ("negative", 9e9, good.replace('"ram": 5', '"ram": -5')),
+            ("no number", 9e9, good.replace('"loads": []', '"loads": [NaN]')),
+            ("no time", "yesterday", good),
+        ]
+        with sqlite3.connect(self.path) as other:
+            other.executemany(
+                "INSERT INTO footprints VALUES (?, 'owl', ?, 0, ?)", [(key, last, text) for key, last, text in rows]
+            )
+            other.execute("INSERT INTO footprints VALUES ('e', 'crow', 1, 0, ?)", (good.replace("[5]", "[]"),))
+        other.close()
+        store = self.reopened()
+        self.assertEqual(store.find("owl", "k"), found)
+        self.assertEqual([store.find("owl", key).peak for key, _, _ in rows], [{"ram": 100}] * len(rows))
+        self.assertEqual(store.find("crow", "e").peak, {"ram": 5})
+        self.assertEqual(store.add("owl", "k", used(100)).n, 2)
+
+    def test_file_of_another_version_is_not_used_and_learning_goes_on_in_memory(self):
+        with sqlite3.connect(self.path) as other:
+            other.execute("CREATE TABLE footprints (key TEXT PRIMARY KEY, version INTEGER)")
+        other.close()
+        self.store = self.opened(self.path)
+        self.assertIsNone(self.store.find("owl", "k"))
+        self.assertEqual(self.learn(100, 100).n, 2)
+        self.assertIn("cannot be used", self.said[0])
+        self.assertEqual(len(self.said), 1)

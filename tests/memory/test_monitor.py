@@ -145,6 +145,17 @@ class RhythmTests(Scene):
         self.clock.pump([INTERVAL] * 3)
         self.assertEqual(self.measurements, 5)
 
+    def test_request_that_waits_while_nothing_runs_is_followed_by_a_measurement(self):
+        """What other programs used when the last server ended may be free by now."""
+        self.monitor.start()
+        self.devices = {"ram": DeviceUse(10000, 500, 500)}
+        self.queued = True
+        self.monitor.request_queued()
+        self.assertEqual(self.ledger.devices["ram"].foreign, 500)
+        self.clock.advance(INTERVAL)
+        self.monitor.request_queued()
+        self.assertEqual(self.measurements, 3, "no further one while it is measured at intervals")
+
     def test_suspended_server_is_measured_once(self):
         self.monitor.start()
         self.load(ram=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import permutations
 
 from attrs import Factory, define, evolve
@@ -18,9 +19,10 @@ from hypothesis.stateful import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import DoesNotFit, MemoryInUse, NotReady, OutOfMemory, StartFailed
-from llamaswap.scheduling.effects import StartSwap
+from llamaswap.scheduling.effects import StartSwap, Ticket
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.scheduling.planner import forecast
+from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.state import FOREIGN_MEMORY_WAIT, ModelRules, Rules
 from tests.scheduling.world import Conflicts, World, fifo, pairs
 
@@ -331,6 +333,37 @@ class MemoryDecisionTests(SynchronousTestCase):
         self.assertEqual(here.swaps[0].evict, ("a",))
 
 
+class ManyModelsTests(SynchronousTestCase):
+    def test_many_starved_requests_for_different_models_do_not_stall_the_program(self) -> None:
+        """Each decision about the queue looked at all reservations with a search for room: seconds, with 100 models."""
+        names = [f"m{number:03}" for number in range(140)]
+        rules = Rules({name: ModelRules() for name in names}, Conflicts(()), fifo(patience=10.0), by_memory=True)
+        scheduler = Scheduler(rules)
+        needs = {name: MemoryNeed(0, ((GpuShare(90 + at % 40),),), "learned") for at, name in enumerate(names)}
+        used = {name: {f"gpu{at % 2}": 90 + at % 40} for at, name in enumerate(names[:40])}
+        devices = {"ram": Device(1000), "gpu0": Device(2300), "gpu1": Device(2300)}
+        ledger = Ledger(devices, needs, used, hold=0.0)
+        scheduler.memory_changed(ledger, 0.0)
+        for name in names[:40]:
+            scheduler.adopted(name, 0.0, 0.0, 0.0)
+        for number, name in enumerate(names):
+            scheduler.requested(Ticket(number, name, 1.0), 1.0)
+        scheduler.queue_timer_expired(20.0)
+        self.assertGreater(len(scheduler.reservations), 90)
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            scheduler.memory_changed(ledger, 21.0)
+        finally:
+            sys.setprofile(None)
+        self.assertLess(calls, 900_000)
+
+
 class OutOfMemoryTests(SynchronousTestCase):
     def out_of_memory(self, here: MemoryWorld, model: str) -> None:
         here.load_until_starting(model)
@@ -498,5 +531,7 @@ class MemoryMachineTests(SynchronousTestCase):
     def test_memory_is_never_overcommitted_and_whatever_fits_alone_runs_in_the_end(self) -> None:
         run_state_machine_as_test(
             MemoryMachine,
-            settings=settings(max_examples=300, stateful_step_count=40, suppress_health_check=list(HealthCheck)),
+            settings=settings(
+                max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            ),
         )
