@@ -99,10 +99,7 @@ class MemoryParts:
             models.leases.all,
             router.with_leases,
         )
-        context.bus.subscribe(StateChanged, self._state_changed)
-        context.bus.subscribe(SleepEnded, lambda event: self.monitor.state_changed(event.model, "stopped"))
-        context.bus.subscribe(RequestQueued, lambda event: self.monitor.request_queued())
-        context.bus.subscribe(ActivityStored, self._request_ended)
+        self._subscribe()
 
     def start(self) -> None:
         """Begin, unless the configuration says off."""
@@ -258,6 +255,13 @@ class MemoryParts:
         return FootprintStore(path, say, reactor.seconds)
 
     # -- events --------------------------------------------------------------------------------------------
+
+    def _subscribe(self) -> None:
+        bus = self.context.bus
+        bus.subscribe(StateChanged, self._state_changed)
+        bus.subscribe(SleepEnded, lambda event: self.monitor.state_changed(event.model, "stopped"))
+        bus.subscribe(RequestQueued, lambda event: self.monitor.request_queued())
+        bus.subscribe(ActivityStored, self._request_ended)
 
     def _state_changed(self, event: StateChanged) -> None:
         if event.new == "starting":
