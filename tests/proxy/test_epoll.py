@@ -4,7 +4,6 @@ import itertools
 import socket
 import subprocess
 import sys
-from threading import Thread
 from unittest.mock import patch
 
 from twisted.internet.tcp import Connection
@@ -48,27 +47,6 @@ class PollTests(SynchronousTestCase):
         self.reactor.doIteration(0.5)
         self.reactor.doIteration(0)
         self.assertEqual((self.received.data, self.far.recv(10)), (b"hello", b"back"))
-
-    def test_running_reactor_delivers_bytes_and_makes_calls_until_it_stops(self):
-        """Between events it looks at nothing but the time of the next call."""
-        made = []
-
-        def received(data):
-            made.append(data)
-            if data == b"timed":  # a call for now, from an event
-                self.reactor.callLater(0, lambda: Thread(target=self.reactor.callFromThread, args=(stop,)).start())
-            else:
-                self.reactor.callLater(0.005, self.far.send, b"timed")
-
-        def stop():
-            made.append(b"from a thread")
-            self.reactor.stop()
-
-        self.received.dataReceived = received
-        self.reactor.callLater(30, made.append, b"too late")
-        self.far.send(b"hello")
-        self.reactor.run(installSignalHandlers=False)
-        self.assertEqual(made, [b"hello", b"timed", b"from a thread"])
 
     def test_end_of_a_connection_is_reported(self):
         self.far.close()

@@ -19,7 +19,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.tcp import Client
-from twisted.logger import Logger
 from twisted.python import log
 
 from llamaswap.proxy.fastpath.direct_connect import LoopbackConnection
@@ -32,10 +31,7 @@ else:
 # Seconds that one iteration spends at least on everything except servers' data, before it looks for more of that; or as
 # long as the servers' data took. Descriptors that were not served are the first in the next iteration.
 TURN = 0.002
-LONGEST_WAIT = 3600.0  # seconds; epoll takes no timeout that is much longer
-
 SERVERS = (Client, LoopbackConnection)
-_FAULTS = Logger().failureHandler("Unexpected error in main loop")
 
 
 class ProxyReactor(EPollReactor):
@@ -44,21 +40,6 @@ class ProxyReactor(EPollReactor):
     def __init__(self) -> None:
         super().__init__()
         self._unserved: list[int] = []
-
-    def mainLoop(self) -> None:
-        """Handle events and calls until the reactor stops. Between two events nothing is looked at but the time of the
-        next call, as long as there is no other call to make."""
-        while self._started:
-            with _FAULTS:
-                self.runUntilCurrent()
-                self.doPoll(self.running and self.timeout())
-                while self.running and not (self.threadCallQueue or self._newTimedCalls or self._justStopped):
-                    timeout = LONGEST_WAIT
-                    if self._pendingTimedCalls:
-                        timeout = min(timeout, self._pendingTimedCalls[0].time - self.seconds())
-                    if timeout <= 0:
-                        break
-                    self.doPoll(timeout)
 
     def doPoll(self, timeout: float | None) -> None:
         """Wait up to `timeout` seconds for events (None: until there is one), and handle them."""
