@@ -107,6 +107,7 @@ TAGS = {
     "processes": "Servers",
     "events": "Events",
     "activity": "Activity",
+    "keys": "Keys and usage",
     "logs": "Logs",
     "profiles": "Profiles",
     "peers": "Peers",

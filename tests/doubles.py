@@ -129,13 +129,18 @@ class FakeRouter:
 
     # -- requests ------------------------------------------------------------------------------------------
 
-    def lease(self, model: str) -> Lease | None:
+    def lease(self, model: str, standing: tuple[int, float] = (0, 0.0)) -> Lease | None:
         if not (self.auto and self.ready and self.refusal is None):
             return None
         return self._pending(model, None).grant()
 
     def request(
-        self, model: str, *, on_position: Callable[[int], None] | None = None, origin: str = ""
+        self,
+        model: str,
+        *,
+        on_position: Callable[[int], None] | None = None,
+        origin: str = "",
+        standing: tuple[int, float] = (0, 0.0),
     ) -> PendingLease:
         pending = self._pending(model, on_position)
         pending.refusal, pending.ready = self.refusal, self.ready

@@ -48,6 +48,7 @@ from llamaswap.web.route_table import ROUTES
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
+from llamaswap.web.usage import UsageEndpoints
 
 if TYPE_CHECKING:
     from llamaswap.app.parts import ServiceParts
@@ -137,6 +138,7 @@ class AdminWiring:
                 capabilities,
             ),
             activity_routes.ActivityEndpoints(seen.activity, seen.inflight, self.streams),
+            UsageEndpoints(config, seen.activity, seen.key_usage),
             ModelEndpoints(
                 router,
                 seen.inflight,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from twisted.logger import Logger
 
@@ -20,10 +20,12 @@ from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.hardware import Hardware
 from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.inflight import InflightRequests
+from llamaswap.observe.key_usage import KeyUsage
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.machine import MachineMonitor
 from llamaswap.observe.metrics import Metrics
-from llamaswap.observe.store import ActivityStore
+from llamaswap.observe.query import ActivityFilter
+from llamaswap.observe.store import ActivityStore, Document
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.version import build as build_info
 from llamaswap.wire.byte_budget import MIB
@@ -68,9 +70,12 @@ class ObservabilityParts:
             if model is not None:
                 usage = row.usage
                 models.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
+            if row.charge is not None:
+                row.charge.settle(row.tokens)
             self.metrics.stored(row)
             context.bus.publish(ActivityStored(row))
 
+        self.key_usage = KeyUsage(time.time)
         store = open_store(context, config, lambda: self.activity.renumbered())
         self.activity = ActivityLog(store, self.captures, self.recorder, reactor, time.time, stored)
         self.activity.keep_files(capture_files(context, config, early=True))
@@ -83,6 +88,13 @@ class ObservabilityParts:
     def _retune(self, config: Config) -> None:
         self.inflight.retune(config.ui.activity.session_id)
         self.activity.retune(config.ui.activity.session_id)
+        new = self.key_usage.retune(config.api_keys)
+        if new:
+            since = int(time.time() - self.key_usage.longest_window())
+            self.activity.ask(lambda table: past_use(table, since)).addCallbacks(
+                lambda rows: remember_use(self.key_usage, rows, new),
+                lambda failure: log.failure("reading what the API keys have used failed", failure=failure),
+            )
 
     def apply(self, config: Config, old: Config) -> None:
         """Use the settings of a new configuration."""
@@ -98,6 +110,20 @@ class ObservabilityParts:
         await self.activity.close()
         await self.recorder.close()
         await self.machine.stop()
+
+
+def past_use(table: ActivityStore, since: int) -> list[Document]:
+    """The tokens of each key in each hour."""
+    return table.usage(ActivityFilter((("ts_created >= ?", (since,)),)), ("key", "hour"))
+
+
+def remember_use(usage: KeyUsage, rows: Iterable[Document], names: Collection[str]) -> None:
+    """Count what the keys of these names have used before."""
+    for row in rows:
+        if row["key"] in names:
+            usage.remember(
+                str(row["key"]), float(str(row["hour"])), int(str(row["input_tokens"])) + int(str(row["output_tokens"]))
+            )
 
 
 def capture_files(context: ServiceContext, config: Config, *, early: bool) -> CaptureFiles | None:

@@ -95,7 +95,7 @@ def build_proxy(parts: ServiceParts, parser: WorkerThread) -> ProxyHandler:
         router=router,
         forwarder=RequestForwarder(reactor, models.pool),
         errors=ErrorSender(partial(errors.render, hide=lambda text: masked_text(text, known_secrets(router.config)))),
-        observers=(inflight, observability.activity),
+        observers=(observability.key_usage, inflight, observability.activity),
         clock=reactor,
         wall=time.time,
         loading_stream=loading_stream,

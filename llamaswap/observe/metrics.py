@@ -70,6 +70,8 @@ class Metrics:
         self._output = family("counter", "output_tokens", "Generated tokens the servers reported.", "model")
         self._cached = family("counter", "cached_tokens", "Prompt tokens served from a server's cache.", "model")
         self._bytes = family("counter", "response_bytes", "Body bytes sent to clients.", "model")
+        self._key_requests = family("counter", "key_requests", "Requests that ended, by API key.", "key", "code")
+        self._key_tokens = family("counter", "key_tokens", "Prompt and generated tokens, by API key.", "key", "model")
         self._first = durations("time_to_first_byte", "From a request's arrival to the first body byte.")
         self._duration = durations("request_duration", "From a request's arrival to the end of its answer.")
         self._waited = durations("queue_wait", "From a request's arrival to its grant, model load included.")
@@ -93,6 +95,8 @@ class Metrics:
         # An unknown model's name comes from a client: it must not become a time series.
         model = "" if isinstance(request.error, UnknownModel) else request.request.model
         self._requests.add(1, model, str(request.status))
+        if request.request.key_name:  # the configuration bounds these names
+            self._key_requests.add(1, request.request.key_name, str(request.status))
         kind = error_kind(request)
         if kind is not None:
             self._errors.add(1, model, kind)
@@ -112,6 +116,8 @@ class Metrics:
         ):
             if count > 0:
                 family.add(count, row.model)
+        if row.key and row.tokens > 0:
+            self._key_tokens.add(row.tokens, row.key, row.model)
 
     def state_changed(self, event: StateChanged) -> None:
         """Set the state of a model's server to 1 and its other states to 0."""

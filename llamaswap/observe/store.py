@@ -25,6 +25,16 @@ from llamaswap.sqlite_file import connect
 from llamaswap.wire.usage import Usage
 
 DEFAULT_ROWS = 1000  # rows that a table in memory keeps unless metricsMaxInMemory is set
+MAX_GROUPS = 10_000  # combinations in an answer about usage
+# By what usage can be summed: times are the unix seconds at which an hour or a day (UTC) begins.
+USAGE_GROUPS = {
+    "key": "COALESCE(key_name, '')",
+    "model": "model_id",
+    "client": "COALESCE(client, '')",
+    "session": "COALESCE(session, '')",
+    "hour": "ts_created / 3600 * 3600",
+    "day": "ts_created / 86400 * 86400",
+}
 LOCK_TIMEOUT = 1.0  # seconds to wait for another program's lock on the file
 
 Result = TypeVar("Result")
@@ -320,6 +330,23 @@ class ActivityStore:
             )
             result["series"] = [dict(zip(names, record, strict=True)) for record in sums]
         return result
+
+    def usage(self, wanted: ActivityFilter, by: Sequence[str], limit: int = MAX_GROUPS) -> list[Document]:
+        """Sums over the rows for each combination of `by` (of `USAGE_GROUPS`), at most `limit`, largest first."""
+        connection = self._with_queued()
+        clause, values = wanted.where()
+        columns = [f"{USAGE_GROUPS[name]} AS g_{name}" for name in by]
+        places = ", ".join(str(place) for place in range(1, len(by) + 1))
+        names = (*by, "requests", "errors", "input_tokens", "output_tokens", "cache_tokens", "duration_ms")
+        found = connection.execute(
+            f"SELECT {', '.join([*columns, 'COUNT(*)'])}, COALESCE(SUM(error_msg <> ''), 0), "
+            "COALESCE(SUM(MAX(input_tokens, 0)), 0), COALESCE(SUM(MAX(output_tokens, 0)), 0), "
+            "COALESCE(SUM(MAX(cache_tokens, 0)), 0), COALESCE(SUM(duration_ms), 0) "
+            f"{_SOURCE}{clause}{f' GROUP BY {places}' if by else ''} "
+            "ORDER BY SUM(MAX(input_tokens, 0)) + SUM(MAX(output_tokens, 0)) DESC, COUNT(*) DESC LIMIT ?",
+            (*values, limit),
+        )
+        return [dict(zip(names, record, strict=True)) for record in found]
 
     def close(self) -> None:
         """Close the file. Idempotent."""

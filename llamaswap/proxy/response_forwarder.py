@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
@@ -114,6 +114,9 @@ class ResponseForwarder:
         headers = to_client(head, chunked=chunks)
         if not head.chunked and request.method == b"HEAD":
             headers.items += [item for item in head.headers if item[0].lower() == b"transfer-encoding"]
+        if self._exchange.added_headers:
+            # Not in place: the headers are shared with later responses.
+            headers = evolve(headers, items=[*headers.items, *self._exchange.added_headers], known=None)
         if self._observer is not None:
             self._observer.response_head(head.status, headers)
             self._observe = self._observer.response_data

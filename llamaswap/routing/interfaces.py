@@ -6,6 +6,11 @@ from attrs import frozen
 
 from llamaswap.scheduling.selectors import TargetChoice as TargetChoice  # for `web`
 
+# What the key of a request's client adds to its priority, and what the key has used: of equal requests, that with less
+# use goes first.
+Standing = tuple[int, float]
+NO_STANDING: Standing = (0, 0.0)
+
 
 @frozen
 class WaitingRequest:

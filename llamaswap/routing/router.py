@@ -27,6 +27,7 @@ from llamaswap.errors import (
 )
 from llamaswap.events import EventBus, Preloaded, ProfileChanged, RequestQueued, StateChanged
 from llamaswap.observe.vram_reclaim import VramReclaim
+from llamaswap.routing.interfaces import NO_STANDING, Standing
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.leasing_router import LeasingRouter
 from llamaswap.routing.managed_model import ManagedModel
@@ -72,11 +73,11 @@ class Router(LeasingRouter):
 
     # -- requests ------------------------------------------------------------------------------------------
 
-    def lease(self, model: str) -> Lease | None:
+    def lease(self, model: str, standing: Standing = NO_STANDING) -> Lease | None:
         """Lease a local model (its real id) if it is ready and can be used at once; None: `request` it."""
         if self._performing:
             return None
-        ticket = self._ticket(model)
+        ticket = self._ticket(model, "", standing)
         effects = self._scheduler.requested(ticket, ticket.since, only_if_ready=True)
         if not effects:
             return None
@@ -86,11 +87,16 @@ class Router(LeasingRouter):
         return self._leased(ticket)
 
     def request(
-        self, model: str, *, on_position: Callable[[int], None] | None = None, origin: str = ""
+        self,
+        model: str,
+        *,
+        on_position: Callable[[int], None] | None = None,
+        origin: str = "",
+        standing: Standing = NO_STANDING,
     ) -> PendingLease:
         """Request a local model (its real id). `on_position` receives the request's 1-based positions in the queue;
-        `origin` names the cause of the request (see `SwapBegan`)."""
-        ticket = self._ticket(model, origin)
+        `origin` names the cause of the request (see `SwapBegan`), `standing` is that of its client's key."""
+        ticket = self._ticket(model, origin, standing)
         pending = PendingLease(model, lambda: self._cancelled(ticket), on_position, ticket.number)
         error = self._start_obstacle(model, ticket.since)
         if error is not None:
@@ -110,13 +116,13 @@ class Router(LeasingRouter):
             self._bus.publish(RequestQueued(model))
         return pending
 
-    def _ticket(self, model: str, origin: str = "") -> Ticket:
+    def _ticket(self, model: str, origin: str, standing: Standing) -> Ticket:
         now = self._last_decision = self._clock.seconds()
         self._last_number += 1
         definition = self.config.models.get(model)
         name = (definition and definition.replica_of) or model
         priority = self.config.routing.scheduler.settings.fifo.priority.get(name, 0)
-        return Ticket(self._last_number, model, now, priority, origin)
+        return Ticket(self._last_number, model, now, priority + standing[0], origin, standing[1])
 
     def _start_obstacle(self, model: str, now: float) -> StartFailed | None:
         """Why a model that would have to be started cannot start; None also while it is in backoff."""

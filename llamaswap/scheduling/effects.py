@@ -18,7 +18,7 @@ class Ticket:
     """One request as the scheduler knows it, from `requested` to `served` or `cancelled`.
 
     `number` is unique and rises in arrival order; `since` is the arrival time in seconds; `origin` names what asked,
-    for display only.
+    for display only. Of waiting requests with equal priority, the one with the lowest `order` goes first.
     """
 
     number: int
@@ -26,6 +26,7 @@ class Ticket:
     since: float
     priority: int = 0
     origin: str = ""
+    order: float = 0.0
 
 
 @frozen

@@ -156,11 +156,13 @@ class QueuedRequest:
     starved: bool = False
 
 
-def queue_order(entry: QueuedRequest) -> tuple[bool, float, int]:
+def queue_order(entry: QueuedRequest) -> tuple[bool, float, float, int]:
     """The key by which the queue is sorted: starved requests first, in the order in which their fairness windows ended;
-    the others by priority, then by arrival."""
+    the others by priority, then by their `order`, then by arrival."""
     ticket = entry.ticket
-    return not entry.starved, entry.deadline if entry.starved else -ticket.priority, ticket.number
+    if entry.starved:
+        return False, entry.deadline, 0.0, ticket.number
+    return True, -ticket.priority, ticket.order, ticket.number
 
 
 @define(eq=False)

@@ -151,7 +151,7 @@ class ActivityEndpoints:
     async def page(self, call: AdminRequest) -> Response:
         """One page of the served requests."""
         query = parse_query(call.query)
-        page = await _stored(self.activity.ask(lambda table: table.page(query)), "failed to get activity")
+        page = await stored(self.activity.ask(lambda table: table.page(query)), "failed to get activity")
         return json_answer(self.activity.page_document(page))
 
     @route("GET", "/api/metrics/stats", query=_STATS, answer=ActivityStats)
@@ -163,13 +163,13 @@ class ActivityEndpoints:
         if bucket is None:
             raise HttpError(400, f"bucket must be a number of seconds from 1 to {LARGEST_BUCKET}")
         asked = self.activity.ask(lambda table: table.stats(wanted, bucket))
-        stats = await _stored(asked, "failed to get activity stats")
+        stats = await stored(asked, "failed to get activity stats")
         return json_answer(stats)
 
     @route("GET", "/api/metrics", answer=list[FlatActivity])
     async def legacy(self, call: AdminRequest) -> Response:
         """The successful requests as a flat array, for older dashboards."""
-        rows = await _stored(self.activity.legacy(), "failed to get activity")
+        rows = await stored(self.activity.legacy(), "failed to get activity")
         return json_answer(rows)
 
     @route("GET", "/api/metrics/export", query=_EXPORT, content="text/csv")
@@ -214,7 +214,7 @@ class ActivityEndpoints:
         return json_answer(Message("ok"))
 
 
-async def _stored(result: Deferred[Result], message: str) -> Result:
+async def stored(result: Deferred[Result], message: str) -> Result:
     """The result of a read from the store; if it fails, the client gets `message`, and the log the reason."""
     try:
         return await result
@@ -241,11 +241,11 @@ def _cells(document: JsonObject) -> list[object]:
 
 def _csv(rows: Iterable[Iterable[object]]) -> bytes:
     out = io.StringIO()
-    csv.writer(out).writerows([_harmless(cell) for cell in row] for row in rows)
+    csv.writer(out).writerows([harmless(cell) for cell in row] for row in rows)
     return out.getvalue().encode()
 
 
-def _harmless(cell: object) -> object:
+def harmless(cell: object) -> object:
     """The cell, marked as text if a spreadsheet would read it as a formula; clients choose model names."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t") else cell
 

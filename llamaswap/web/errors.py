@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from attrs import field, frozen
 
 from llamaswap import errors
+from llamaswap.observe.key_usage import BudgetUsedUp, KeyLimitReached
 from llamaswap.observe.query import BadQuery
 from llamaswap.wire import openai
 
@@ -48,6 +49,8 @@ KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
     errors.UnknownModel: (404, None),
     errors.PeerLoop: (508, "peer_loop"),
     errors.TooManyRequests: (429, "concurrency_limit"),
+    BudgetUsedUp: (429, "insufficient_quota"),
+    KeyLimitReached: (429, None),
     errors.QueueFull: (429, "queue_full"),
     errors.WaitedTooLong: (503, "queue_timeout"),
     errors.DoesNotFit: (507, "does_not_fit"),
@@ -78,6 +81,7 @@ KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
 }
 RETRY_LATER = (
     errors.TooManyRequests,
+    KeyLimitReached,
     errors.QueueFull,
     errors.KeepsFailing,
     errors.WaitedTooLong,
@@ -125,9 +129,11 @@ def render(
     headers: Headers = list(error.headers) if isinstance(error, HttpError) else []
     if isinstance(error, RETRY_LATER):
         headers.append((b"Retry-After", b"%d" % error.retry_after))
+    if isinstance(error, KeyLimitReached):
+        headers += error.headers
     if isinstance(error, errors.Superseded):
         headers.append((b"X-Should-Retry", b"false"))  # for SDKs: a second try would supersede the first
-    if isinstance(error, (errors.TooManyRequests, errors.QueueFull)):
+    if isinstance(error, (errors.TooManyRequests, KeyLimitReached, errors.QueueFull)):
         accept = "application/json"
     content_type, body = openai.envelope(status, hide(message_of(error)), accept, code=code, path=path)
     return status, [(b"Content-Type", content_type), *headers], body

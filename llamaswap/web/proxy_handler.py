@@ -206,7 +206,7 @@ class ProxyHandler:
             await self._send(request, *self.upstream_requests.to_model(request, model, endpoint))
             return
         may_retry = True
-        lease: Lease | None = self.router.lease(model.id)
+        lease: Lease | None = self.router.lease(model.id, request.standing)
         while True:
             if lease is None:
                 try:
@@ -232,6 +232,7 @@ class ProxyHandler:
             key,
             on_position=partial(self._moved_in_queue, request),
             origin=f"request:{request.id}" if listed else "",
+            standing=request.standing,
         )
         if pending.refusal is not None:
             raise pending.refusal

@@ -188,6 +188,9 @@ class ProxyRequest(RequestInfo):
         self.timestamp = timestamp
         if self.tracked or self.metered:
             self._observers = [observer for factory in factories if (observer := factory.open(self)) is not None]
+        if self.charge is not None:
+            self.exchange.added_headers = self.charge.headers
+            self.failure = self.charge.refusal or self.failure
 
     def close(self, outcome: RequestOutcome, error: Exception | None) -> None:
         """Notify the observers of the end, and release everything that only the serving needed."""
@@ -199,6 +202,11 @@ class ProxyRequest(RequestInfo):
             self.choice.release()
         self.content = self.choice = self.stop = self.ollama = self._loading_stream = None
         del self.exchange, self.source  # an observer may keep the record of the request for a while
+
+    @property
+    def standing(self) -> tuple[int, float]:
+        """What the client's key adds to the priority, and what it has used."""
+        return (0, 0.0) if self.charge is None else self.charge.standing
 
     def granted(self, priority: int) -> None:
         """A server is reserved for the request."""

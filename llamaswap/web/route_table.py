@@ -23,6 +23,7 @@ from llamaswap.web import (
     proxy_routes,
     system,
     ui,
+    usage,
 )
 from llamaswap.web.route import Route
 
@@ -35,6 +36,7 @@ MODULES = (
     peers,
     event_stream,
     activity,
+    usage,
     system,
     memory_api,
     lease_api,

@@ -11,6 +11,7 @@ from attrs import define, field
 from llamaswap.config import Model
 from llamaswap.observe.activity_recorder import session, session_headers
 from llamaswap.proxy.exchange import RequestHead
+from llamaswap.routing.interfaces import NO_STANDING, Standing
 from llamaswap.routing.leases import PendingLease
 from llamaswap.routing.router import Router
 from llamaswap.wire import headers as header_rules
@@ -54,14 +55,15 @@ class SupersedeRegistry:
         *,
         on_position: Callable[[int], None] | None = None,
         origin: str = "",
+        standing: Standing = NO_STANDING,
     ) -> PendingLease:
         """Ask for a model, in the place of an older waiting request with the same key, if there is one."""
         if key is None:
-            return router.request(model, on_position=on_position, origin=origin)
+            return router.request(model, on_position=on_position, origin=origin, standing=standing)
         older = self._waiting.pop(key, None)
         pending = router.supersede(older, on_position=on_position) if older is not None else None
         if pending is None:
-            pending = router.request(model, on_position=on_position, origin=origin)
+            pending = router.request(model, on_position=on_position, origin=origin, standing=standing)
         if pending.refusal is None and not pending.ready:
             self._waiting[key] = pending
         return pending

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from attrs import Factory, define, field
 
+from llamaswap.errors import RequestError
 from llamaswap.wire.headers import Header, ResponseHeaders
 
 # complete: the whole response went out · refused: the proxy answered with an error of its own · truncated: the
@@ -19,7 +20,15 @@ RequestOutcome = Literal["complete", "refused", "truncated", "gone", "cancelled"
 
 
 class TokenCharge(Protocol):
-    """The tokens that one request counts against the limits of its key."""
+    """The tokens that one request counts against the limits of its key.
+
+    `refusal` is set if a limit refuses the request. `headers` tell the client how much is left. `standing` are what the
+    key adds to the request's priority, and what the key has used: of equal requests, that with less goes first.
+    """
+
+    refusal: RequestError | None
+    headers: tuple[Header, ...]
+    standing: tuple[int, float]
 
     def settle(self, tokens: int) -> None:
         """The request used this many tokens; less than 0 if that is unknown."""

@@ -140,6 +140,16 @@ class QueueTests(SynchronousTestCase):
             here.end(next(iter(here.granted.values())))
         self.assertEqual(here.served, ["a", "e", "c", "d", "b"])
 
+    def test_of_equal_priority_the_key_that_used_least_goes_first_until_another_is_starved(self) -> None:
+        here = swapping()
+        here.request("a")
+        here.load_all()
+        for model, priority, used in (("b", 0, 900.0), ("c", 0, 5.0), ("d", 1, 1e6), ("e", 0, 5.0)):
+            here.request(model, priority, used)
+        self.assertEqual([ticket.model for ticket in here.queued()], ["d", "c", "e", "b"])
+        here.advance(11.0)
+        self.assertEqual([ticket.model for ticket in here.queued()], ["d", "b", "c", "e"])
+
     def test_each_changed_position_is_reported(self) -> None:
         """core V97"""
         here = swapping()

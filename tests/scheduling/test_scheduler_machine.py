@@ -64,9 +64,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         for model in asleep:
             self.world.adopt_asleep(model)
 
-    @rule(model=models, priority=st.sampled_from((0, 0, 0, 5, -3)))
-    def a_request_comes(self, model, priority):
-        self.world.request(model, priority)
+    @rule(model=models, priority=st.sampled_from((0, 0, 0, 5, -3)), order=st.sampled_from((0.0, 0.0, 70.0, 2e6)))
+    def a_request_comes(self, model, priority, order):
+        self.world.request(model, priority, order)
 
     @precondition(lambda self: self.world.granted or self.world.cut)
     @rule(pick=picks)

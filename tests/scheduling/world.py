@@ -115,9 +115,9 @@ class World:
             self.asleep.add(model)
             self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now, suspended=True))
 
-    def request(self, model: str, priority: int = 0) -> Ticket:
+    def request(self, model: str, priority: int = 0, order: float = 0.0) -> Ticket:
         self.last_number += 1
-        ticket = Ticket(self.last_number, model, self.now, priority)
+        ticket = Ticket(self.last_number, model, self.now, priority, order=order)
         self.waiting[ticket.number] = ticket
         at_once = self.scheduler.can_grant(model)
         effects = self.scheduler.requested(ticket, self.now)

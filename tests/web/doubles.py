@@ -19,6 +19,7 @@ from llamaswap.events import EventBus
 from llamaswap.observe import activity as observed
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.history import SwapHistory
+from llamaswap.observe.key_usage import KeyUsage
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.store import ActivityStore
 from llamaswap.proxy.peers import Health
@@ -46,6 +47,7 @@ from llamaswap.web.proxy_routes import ProxyRoutes
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
+from llamaswap.web.usage import UsageEndpoints
 from llamaswap.wire import openai
 from tests.doubles import FakeRouter
 
@@ -262,6 +264,8 @@ class World:
             clock=self.clock,
             wall=lambda: 1700000000.0,
         )
+        self.key_usage = KeyUsage(lambda: 1700000000.0)
+        self.key_usage.retune(self.router.config.api_keys)
         self.history = SwapHistory(wall=self.clock.seconds, log_tail=lambda name: b"it broke\n")
         self.history.listen(self.bus)
         self.events = EventEndpoints(
@@ -300,6 +304,7 @@ class World:
             UiFiles(self.ui, router),
             self.events,
             ActivityEndpoints(self.activity, self.inflight, self.streams),
+            UsageEndpoints(config, self.activity, self.key_usage),
             SystemEndpoints(
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
