@@ -63,12 +63,13 @@ class ModelUse:
 @frozen
 class DeviceUse:
     """MiB of a device. `foreign` is None if it cannot be told from what our servers use; `foreign_by` names the
-    process that uses most of it."""
+    process that uses most of it, and `listed` is what a driver lists for such processes."""
 
     total: int
     used: int
     foreign: int | None = 0
     foreign_by: str = ""
+    listed: int = 0
 
 
 @frozen
@@ -239,6 +240,7 @@ class Measurer:
             used,
             max(0, used - ours) if known else None,
             self._described(largest) if largest is not None else "",
+            sum(others.values()),
         )
 
     def _described(self, pid: int) -> str:

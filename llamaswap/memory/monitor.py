@@ -23,7 +23,7 @@ from llamaswap.scheduling.memory import RAM, Device, Ledger, MemoryNeed
 
 INTERVAL = 2.0  # seconds between two measurements while a server runs or a request waits
 SECOND_LOOK = 3.05  # seconds after readiness
-PRESSURE_TIME = 5.0  # seconds for which other programs use a device's reserve before a model leaves for them
+PRESSURE_TIME = 5.0  # seconds for which a device's reserve is in use, or its budget exceeded, before a model leaves
 RECLAIM_TIME = 10.0  # seconds after a stop in which a GPU's memory may still be the stopped server's
 
 log = Logger()
@@ -246,7 +246,7 @@ class MemoryMonitor:
             before = self._foreign.get(name)
             foreign = device.foreign if device.foreign is not None else before or 0
             if before is not None and name != RAM and reclaiming:
-                foreign = min(foreign, before)
+                foreign = min(foreign, max(before, device.listed))
             self._foreign[name] = foreign
         self._note_pressure()
         present = {view.model: view for view in self.servers()}
@@ -267,8 +267,10 @@ class MemoryMonitor:
 
     def _note_pressure(self) -> None:
         for name, device in self.devices().items():
-            ours = sum(use.sizes.get(name, 0) for use in self.use.models.values())
-            if device.reserve and device.foreign and device.total - device.foreign - ours < device.reserve:
+            sizes = [use.sizes[name] for use in self.use.models.values() if use.sizes.get(name)]
+            free = device.total - device.foreign - sum(sizes)
+            reserve_in_use = device.reserve and device.foreign and free < device.reserve
+            if reserve_in_use or (len(sizes) > 1 and sum(sizes) > device.total):
                 self._pressed.setdefault(name, self.clock.seconds())
             else:
                 self._pressed.pop(name, None)

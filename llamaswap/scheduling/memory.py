@@ -59,7 +59,7 @@ class Ledger:
 
     `used` is what running and suspended servers were measured to use, `load_seconds` how long a load usually takes.
     An idle model stays for `hold` seconds after its last response. `pressed` are devices whose reserve other programs
-    have used for a while.
+    have used for a while, or whose budget several models together have exceeded.
     """
 
     devices: Mapping[str, Device]

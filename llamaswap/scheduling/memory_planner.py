@@ -179,6 +179,17 @@ def without_room(state: SchedulerState, model: str, placement: Placement) -> Dec
     return Decision(model, "queue", reason=str(in_use), error=in_use)
 
 
+def given_in_words(state: SchedulerState, server: ModelState, now: float) -> str:
+    """The memory that the load of a model was decided with; if it was loaded alone, what the others had left."""
+    if server.memory:
+        return sizes_in_words(server.memory)
+    left = {name: device.total - device.reserve - device.foreign for name, device in state.ledger.devices.items()}
+    for one in occupants(state, server.model, (), now):
+        for name, size in (one.sizes or {}).items():
+            left[name] = left.get(name, 0) - size
+    return f"up to {sizes_in_words({name: max(0, size) for name, size in left.items()})}" if left else ""
+
+
 def memory_reason(state: SchedulerState, model: str, placement: Placement, now: float) -> str:
     """A placement in words for the log: what the model needs, and what each evicted model costs."""
     need = state.ledger.needs.get(model)

@@ -13,6 +13,7 @@ from llamaswap.scheduling.state import ActiveSwap, Phase, RequestStage
 from llamaswap.scheduling.transitions import Transitions
 
 ENLARGEMENT = 1.15  # how much more a model is given after it ran out of memory
+MAX_ENLARGEMENT = 2.0  # of the need in all, because a server may have been killed for another reason
 
 
 @define(eq=False)
@@ -33,8 +34,8 @@ class MemoryTransitions(Transitions):
         return self._take_effects()
 
     def _enlarge(self, model: str) -> None:
-        """The model ran out of memory: it needs more than was thought, until the program ends."""
-        self.enlarged[model] = self.enlarged.get(model, 1.0) * ENLARGEMENT
+        """The model ran out of memory: it needs more than was thought, until it changes or the program ends."""
+        self.enlarged[model] = min(self.enlarged.get(model, 1.0) * ENLARGEMENT, MAX_ENLARGEMENT)
 
     def _load_alone_next(self, swap: ActiveSwap, now: float) -> bool:
         """After a load that ran out of memory, load the model for the same requests once more, without other models.

@@ -56,7 +56,7 @@ from llamaswap.errors import (
 )
 from llamaswap.scheduling.backoff import failed_again, has_worked
 from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
-from llamaswap.scheduling.memory import sizes_in_words
+from llamaswap.scheduling.memory_planner import given_in_words
 from llamaswap.scheduling.memory_transitions import MemoryTransitions
 from llamaswap.scheduling.planner import decision_for
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage, Rules
@@ -174,7 +174,7 @@ class Scheduler(MemoryTransitions):
         if isinstance(error, OutOfMemory):
             if self._load_alone_next(swap, now):
                 return self._take_effects()
-            error = evolve(error, given=sizes_in_words(server.memory) if server.memory else "")
+            error = evolve(error, given=given_in_words(self, server, now))
         self.alone.discard(swap.model)
         if error is None:
             server.phase = Phase.READY
@@ -320,6 +320,7 @@ class Scheduler(MemoryTransitions):
         self.rules = rules
         for model in [*stale, *(name for name in self.models if name not in rules.models)]:
             self.failures.pop(model, None)
+            self.enlarged.pop(model, None)
             self._restore.pop(model, None)
             if model not in rules.models:
                 self._refuse_queued(UnknownModel(model), model)

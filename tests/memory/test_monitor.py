@@ -338,6 +338,16 @@ class ForeignTests(Scene):
         self.clock.pump([INTERVAL] * (int(RECLAIM_TIME / INTERVAL) + 1))
         self.assertEqual(self.foreign(), 4500)
 
+    def test_program_that_takes_a_gpu_while_servers_stop_is_seen(self):
+        """With a swap every few seconds it was never seen, and loads ran out of memory beside it."""
+        self.monitor.start()
+        self.load(ram=100, gpu0=4000)
+        self.devices["gpu0"] = DeviceUse(8000, 6500, 6500, listed=2500)
+        self.queued = True
+        self.unload()
+        self.clock.advance(INTERVAL)
+        self.assertEqual(self.foreign(), 2500)
+
     def test_foreign_use_that_cannot_be_told_stays_as_it_was(self):
         self.monitor.start()
         self.devices["gpu0"] = DeviceUse(8000, 4500, None)
@@ -371,6 +381,24 @@ class PressureTests(Scene):
         self.assertEqual(len(self.ledgers), told + 1)
         self.devices["ram"] = DeviceUse(10000, 9000, 5000)
         self.clock.advance(INTERVAL)
+        self.assertEqual(self.ledger.pressed, frozenset())
+
+    def test_models_that_grew_beyond_the_budget_together_are_pressed(self):
+        self.settings = MemorySettings(budget={"ram": 5000})
+        self.monitor.start()
+        self.load(ram=2000)
+        self.load("crow", ram=2000)
+        self.clock.pump([INTERVAL] * 4)
+        self.assertEqual(self.ledger.pressed, frozenset())
+        self.use("crow", ram=3500)
+        self.clock.pump([INTERVAL] * 4)
+        self.assertEqual(self.ledger.pressed, {"ram"})
+
+    def test_model_that_grew_beyond_the_budget_alone_stays(self):
+        self.settings = MemorySettings(budget={"ram": 5000})
+        self.monitor.start()
+        self.load(ram=6000)
+        self.clock.pump([INTERVAL] * 6)
         self.assertEqual(self.ledger.pressed, frozenset())
 
     def test_full_device_without_a_reserve_is_not_pressed(self):

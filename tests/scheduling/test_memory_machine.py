@@ -387,7 +387,7 @@ class OutOfMemoryTests(SynchronousTestCase):
         self.out_of_memory(here, "b")
         here.stopped("b")
         self.out_of_memory(here, "b")
-        self.assertIn("b ran out of memory; it had all that could be made free", str(here.refused[ticket.number]))
+        self.assertIn("b ran out of memory; it had up to 100 MiB of RAM", str(here.refused[ticket.number]))
 
     def test_model_that_was_alone_is_not_loaded_twice(self) -> None:
         here = memory_world(needs={"b": ram(40)})
@@ -395,6 +395,29 @@ class OutOfMemoryTests(SynchronousTestCase):
         self.out_of_memory(here, "b")
         self.assertIn("b ran out of memory; it had 40 MiB of RAM", str(here.refused[ticket.number]))
         self.assertEqual(len(here.swaps), 1)
+
+    def test_model_that_runs_out_of_memory_again_and_again_gets_twice_its_need_at_most(self) -> None:
+        """Else a server that a signal ends now and then would be loaded alone at last."""
+        here = memory_world(needs={"a": ram(45), "b": ram(25)})
+        for _ in range(10):
+            used_once(here, "b")
+            here.lose("b")
+            here.alive.add("b")
+            here.perform(here.scheduler.exited("b", here.now, "exited", True))
+            here.load_all()
+            here.advance(600.0)
+        used_once(here, "a", "b")
+        self.assertEqual(here.ready, {"a", "b"})
+
+    def test_changed_model_gets_no_more_than_its_need(self) -> None:
+        here = used_once(memory_world(needs={"a": ram(58), "b": ram(40)}), "b")
+        here.lose("b")
+        here.alive.add("b")
+        here.perform(here.scheduler.exited("b", here.now, "exited", True))
+        here.load_all()
+        here.retune(here.rules, "b")
+        used_once(here, "a", "b")
+        self.assertEqual(here.ready, {"a", "b"})
 
     def test_model_that_ran_out_of_memory_in_service_gets_more_at_its_next_load(self) -> None:
         here = used_once(memory_world(needs={"a": ram(58), "b": ram(40)}), "b")
