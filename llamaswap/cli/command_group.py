@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "import": ("init", "take_over"),
     "init": ("init", "init"),
     "lease": ("lease", "lease"),
+    "keys": ("keys", "keys"),
     "load": ("models", "load"),
     "logs": ("logs", "logs"),
     "memory": ("memory", "memory"),

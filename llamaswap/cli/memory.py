@@ -12,13 +12,11 @@ from attrs import evolve
 from rich.markup import escape
 
 from llamaswap.cli.client import ApiClient, ClientError, JsonObject
-from llamaswap.cli.config_edit import NotEditable, set_key
+from llamaswap.cli.config_edit import NotEditable, set_key, write
 from llamaswap.cli.context import CliContext, local, remote, table
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import Config, ConfigText, load
 from llamaswap.errors import ConfigError
-from llamaswap.web.config_history import VersionSource
-from llamaswap.web.configfile import ConfigFile
 
 CERTAIN = ("measured", "lease")  # sources of sizes that are no estimates
 DEVICE_COLUMNS = ("DEVICE", "NAME", "TOTAL", "FREE", "RESERVE", "OTHER PROGRAMS", "MODELS")
@@ -130,7 +128,7 @@ def enable(context: CliContext, config: Path, dry_run: bool) -> None:
         raise click.ClickException(f"{config} is not changed: {error}") from None
     lines = list(unified_diff(text.splitlines(), after.splitlines(), str(config), str(config), lineterm=""))
     if lines and not dry_run:
-        _write(config, after, before)
+        write(config, after, before, "llamaswap memory enable")
     if context.as_json:
         context.document({"file": str(config), "written": bool(lines) and not dry_run, "diff": lines})
         return
@@ -156,9 +154,3 @@ def _enabled(text: str, before: Config, name: str) -> str:
         except (NotEditable, ConfigError):
             continue
     raise NotEditable("set `memory: on` below `routing:` by hand")
-
-
-def _write(path: Path, text: str, config: Config) -> None:
-    """Replace the file as the web page's editor does: in one step, with a backup and an entry in the history."""
-    file = ConfigFile(path, {}, lambda: config, list, lambda: None, allowed=True)
-    file.write(text, VersionSource("saved", "", "llamaswap memory enable"))
