@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from hashlib import sha256
 
 # What a server needs to run at all, to find its libraries, devices, caches and models, and to reach the network.
 CLEAN_NAMES = frozenset(
@@ -23,10 +24,13 @@ def for_servers(environ: Mapping[str, str], policy: str, secrets: Collection[str
     """The variables of `environ` that a server gets under `policy` (`inherit` or `clean`).
 
     A variable whose value is one of `secrets`, the keys of clients and peers, is left out under both policies: a server
-    has no use for it, and others may read the server's environment.
+    has no use for it, and others may read the server's environment. Of some keys the digest is known, as `sha256:HEX`.
     """
+    digests = {secret.lower() for secret in secrets if secret.startswith("sha256:")}
     return {
         name: value
         for name, value in environ.items()
-        if value not in secrets and (policy != "clean" or name in CLEAN_NAMES or name.startswith(CLEAN_PREFIXES))
+        if value not in secrets
+        and not (digests and f"sha256:{sha256(value.encode('utf-8', 'surrogateescape')).hexdigest()}" in digests)
+        and (policy != "clean" or name in CLEAN_NAMES or name.startswith(CLEAN_PREFIXES))
     }

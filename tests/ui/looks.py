@@ -17,6 +17,7 @@ PAGES = {
     "logs": "logs",
     "config": "config",
     "system": "system",
+    "usage": "usage",
     "hardware": "system?tab=hardware",
     "settings": "system?tab=settings",
     **{f"play-{tab}": f"playground?tab={tab}" for tab in (
@@ -31,6 +32,7 @@ CROWDED = {
     "swap": "swap?id=9",
     "logs": "logs?src=proxy|upstream",
     "system": "system",
+    "usage": "usage",
 }
 
 

@@ -65,6 +65,24 @@ def device(name: str, total: int, free: int, foreign: int, by: str, *models: tup
     }  # fmt: skip
 
 
+def key(name: str, **more: object) -> dict[str, object]:
+    """A key of /api/keys."""
+    return {
+        "name": name, "scopes": ["infer"], "models": ["gemma-*"], "priority": 0, "max_parallel": 2, "rpm": 30,
+        "tpm": 0, "budget_tokens": 200_000, "window_s": 86400, "expires": "2030-01-01T00:00:00Z", "expired": False,
+        "running": 0, "requests_last_minute": 3, "tokens_last_minute": 1200, "used": 10, "refused": 4, **more,
+    }  # fmt: skip
+
+
+def usage(by: list[str]) -> dict[str, object]:
+    """The document of /api/usage: the last days, or two keys with two models."""
+    day = int(time.time()) // 86400 * 86400
+    values = {"day": [day - 86400 * n for n in range(7)], "hour": [day], "key": ["child", ""], "model": ["gemma-3-27b"]}
+    counts = {"requests": 12, "errors": 1, "input_tokens": 9000, "output_tokens": 4000, "cache_tokens": 100}
+    rows = [{**dict.fromkeys(by, ""), by[0]: value, **counts, "duration_ms": 65000} for value in values.get(by[0], [""])]
+    return {"by": by, "rows": rows, "complete": True}
+
+
 MEMORY = {
     "mode": "advise",
     "devices": [
@@ -480,6 +498,10 @@ class Handler(BaseHTTPRequestHandler):
             self.json(world.performance(first("after")))
         elif path == "/api/memory":
             self.json(world.memory)
+        elif path == "/api/keys":
+            self.json({"keys": [key("child", used=150_000), key("phone", budget_tokens=0, rpm=0)], "unnamed": 1})
+        elif path == "/api/usage":
+            self.json(usage(query.get("by", ["key,model"])[0].split(",")))
         elif path == "/api/hardware":
             gpu = {"index": 0, "kind": "gpu", "vendor": "NVIDIA", "model": "GeForce RTX 3090", "architecture": "Ampere",
                    "memory": {"kind": "dedicated", "capacity_bytes": 25769803776},

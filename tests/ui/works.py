@@ -81,6 +81,23 @@ class Works(harness.RealCase):
         page.get_by_role("heading", name="Where the time went").wait_for()
         page.locator(".waterfall tbody tr").nth(1).wait_for()
 
+    def test_the_use_of_the_models_is_summed_drawn_and_saved(self) -> None:
+        harness.say(self.url, "parrot")
+        harness.until(lambda: harness.ask(f"{self.url}/api/usage?by=model")["rows"])
+        page = self.page("usage?by=model")
+        self.live(page)
+        page.locator("table.usage tr", has_text="parrot").locator("td.num").first.wait_for()
+        page.get_by_role("img", name=re.compile("Tokens in each day: .+ [1-9]")).wait_for()
+        page.get_by_text("llamaswap keys add NAME").wait_for()
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="CSV").click()
+        with open(saved.value.path(), encoding="utf-8") as table:
+            self.assertIn("model,requests,errors,input_tokens", table.readline())
+        page.get_by_role("button", name="Key", exact=True).click()
+        page.wait_for_url(re.compile("by=key"))
+        page.locator("table.usage td", has_text="no name").wait_for()
+        self.assertEqual(page.faults, [])
+
     def test_the_log_of_a_model_follows_it(self) -> None:
         page = self.page("logs?src=parrot")
         self.live(page)

@@ -7,6 +7,7 @@ import json
 import os
 from base64 import b64encode
 from functools import partial
+from hashlib import sha256
 
 import zstandard
 from attrs import evolve
@@ -206,6 +207,11 @@ class ModelNameTests(SynchronousTestCase):
         self.stage.router.config = config(models=[model("alpha")], api_keys=(ApiKey(Secret("k-1")),))
         self.stage.post({"model": "alpha"}, CHAT, (b"Authorization", b"Bearer k-1"))
         self.assertIsNone(self.stage.forwarding.header(b"authorization"))
+
+    def test_a_variable_with_a_key_that_is_known_by_its_digest_does_not_reach_the_servers(self):
+        digest = "sha256:" + sha256(b"sk-1").hexdigest().upper()
+        given = {"KEY": "sk-1", "OTHER": "sk-2", "ODD": "\udcff"}
+        self.assertEqual(for_servers(given, "inherit", [digest]), {"OTHER": "sk-2", "ODD": "\udcff"})
 
     def test_a_key_reaches_a_peer_without_a_key_of_its_own(self):
         closed = Peer("closed", models=("m",), endpoint=Endpoint("http", "10.0.0.7", 7000), forward_key="never")

@@ -21,6 +21,7 @@ const LAZY: Record<string, () => Promise<Page>> = {
   requests: () => import("./pages/requests").then((m) => m.Requests),
   swap: () => import("./pages/swap").then((m) => m.SwapPage),
   playground: () => import("./pages/playground").then((m) => m.Playground),
+  usage: () => import("./pages/usage").then((m) => m.UsagePage),
   logs: () => import("./pages/logs").then((m) => m.Logs),
   config: () => import("./pages/config").then((m) => m.ConfigPage),
   system: () => import("./pages/system").then((m) => m.System),

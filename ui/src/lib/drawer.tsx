@@ -261,6 +261,7 @@ export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?:
               ["Drafted", row.tokens.draft_tokens > 0 ? `${row.tokens.draft_acc_tokens} of ${row.tokens.draft_tokens} accepted` : ""],
               ["Content type", row.resp_content_type],
               ["Client", row.client],
+              ["API key", row.key],
               ["Session", row.session],
               ...Object.entries(row.metadata ?? {}).map(([name, value]): [string, string] => [name, value]),
             ]}

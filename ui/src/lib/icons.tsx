@@ -5,6 +5,7 @@ const PATHS: Record<string, string> = {
   requests: "M4 6h10M4 12h16M4 18h7M17 4l3 2.5L17 9",
   playground: "M5 5h14a1 1 0 0 1 1 1v9a1 1 0 0 1-1 1h-7l-5 4v-4H5a1 1 0 0 1-1-1V6a1 1 0 0 1 1-1zM8 9h8M8 12h5",
   logs: "M5 4h14v16H5zM8.5 8.5h7M8.5 12h7M8.5 15.5h4",
+  usage: "M4 20h16M6 17v-5M11 17V8M16 17V5",
   config: "M4 7h9M17 7h3M4 17h3M11 17h9M15 5v4M9 15v4",
   system: "M7 7h10v10H7zM10 3v4M14 3v4M10 17v4M14 17v4M3 10h4M3 14h4M17 10h4M17 14h4",
   more: "M5 12h.01M12 12h.01M19 12h.01",

@@ -16,12 +16,13 @@ export const NAV = [
   { page: "requests", label: "Requests", icon: "requests", key: "r" },
   { page: "playground", label: "Playground", icon: "playground", key: "p" },
   { page: "logs", label: "Logs", icon: "logs", key: "l" },
+  { page: "usage", label: "Usage", icon: "usage", key: "u" },
   { page: "config", label: "Config", icon: "config", key: "c" },
   { page: "system", label: "System", icon: "system", key: "s" },
 ] as const;
 
 /** Every page there is; any other address leads to the overview, which is "". */
-const PAGES = new Set(["", "models", "model", "requests", "swap", "playground", "logs", "config", "system"]);
+const PAGES = new Set(["", "models", "model", "requests", "swap", "playground", "logs", "usage", "config", "system"]);
 
 function uiRoot(): string {
   const match = /^(.*\/ui)(?:\/|$)/.exec(location.pathname);

@@ -70,6 +70,7 @@ export interface ActivityRow {
   metadata?: Record<string, string>;
   session?: string;
   client?: string;
+  key?: string;
   ttft_ms?: number | null;
 }
 
@@ -318,4 +319,41 @@ export interface Impact {
 export interface StreamEvent {
   type: string;
   data: unknown;
+}
+
+export interface KeyInfo {
+  name: string;
+  scopes: string[];
+  models: string[];
+  rpm: number;
+  tpm: number;
+  budget_tokens: number;
+  window_s: number;
+  expires: string;
+  expired: boolean;
+  requests_last_minute: number;
+  tokens_last_minute: number;
+  used: number;
+  refused: number;
+}
+
+export interface KeyList {
+  keys: KeyInfo[];
+  unnamed: number;
+}
+
+export interface UsageRow {
+  [group: string]: string | number;
+  requests: number;
+  errors: number;
+  input_tokens: number;
+  output_tokens: number;
+  cache_tokens: number;
+  duration_ms: number;
+}
+
+export interface Usage {
+  by: string[];
+  rows: UsageRow[];
+  complete: boolean;
 }

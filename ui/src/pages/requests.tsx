@@ -54,6 +54,7 @@ export const COLUMNS: Column[] = [
   { id: "duration", label: "Duration", sort: "duration", num: true, on: true, cell: (r) => duration(r.duration_ms) },
   { id: "session", label: "Session", on: false, cell: (r) => r.session ?? "–" },
   { id: "client", label: "Client", on: false, cell: (r) => r.client ?? "–" },
+  { id: "key", label: "Key", on: false, cell: (r) => r.key ?? "–" },
   {
     id: "meta",
     label: "Metadata",
@@ -69,7 +70,7 @@ const order = pref<string[]>("requests.columns", COLUMNS.filter((c) => c.on).map
 const statsOpen = pref<boolean>("requests.stats", true);
 const ROW = 29;
 
-const FILTERS = ["model", "status", "path", "session", "client", "q", "min_ms", "since", "start", "end", "min_id", "max_id"] as const;
+const FILTERS = ["model", "status", "path", "session", "client", "key", "q", "min_ms", "since", "start", "end", "min_id", "max_id"] as const;
 const SINCE: [string, string][] = [["", "any time"], ["15m", "last 15 min"], ["1h", "last hour"], ["24h", "last 24 h"], ["7d", "last 7 days"]];
 
 export function apiQuery(query: URLSearchParams): Record<string, string | string[]> {
@@ -465,7 +466,7 @@ export function RequestsView({ model }: { model?: string }) {
 function MoreFilters() {
   const shown = useSignal(false);
   const { query } = route.value;
-  const extra = ["path", "session", "client", "min_ms"].filter((name) => query.get(name)).length;
+  const extra = ["path", "session", "client", "key", "min_ms"].filter((name) => query.get(name)).length;
   const box = (name: string, label: string, numeric = false) => (
     <Field label={label}>
       <input class="input" type="text" inputMode={numeric ? "numeric" : "text"} value={query.get(name) ?? ""} onChange={(event) => setQuery({ [name]: event.currentTarget.value })} />
@@ -480,6 +481,7 @@ function MoreFilters() {
             {box("path", "Path contains")}
             {box("session", "Session")}
             {box("client", "Client address")}
+            {box("key", "Name of the API key")}
             {box("min_ms", "Took at least (ms)", true)}
           </div>
         </Dialog>

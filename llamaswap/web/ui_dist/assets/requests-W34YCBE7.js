@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-QXC3YOEQ.js";import"./chunk-SZIRUQQJ.js";import"./chunk-NSGJLSTK.js";import"./chunk-U4RKKHIB.js";import"./chunk-T36IMNQM.js";import"./chunk-MRHF7ZQT.js";import"./chunk-2VBIRC7Y.js";import"./chunk-HONXV5ZE.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
