@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from twisted.logger import Logger
 
@@ -20,12 +20,11 @@ from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.hardware import Hardware
 from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.inflight import InflightRequests
-from llamaswap.observe.key_usage import KeyUsage
+from llamaswap.observe.key_usage import BUCKETS, KeyUsage
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.machine import MachineMonitor
 from llamaswap.observe.metrics import Metrics
-from llamaswap.observe.query import ActivityFilter
-from llamaswap.observe.store import ActivityStore, Document
+from llamaswap.observe.store import ActivityStore
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.version import build as build_info
 from llamaswap.wire.byte_budget import MIB
@@ -90,9 +89,10 @@ class ObservabilityParts:
         self.activity.retune(config.ui.activity.session_id)
         new = self.key_usage.retune(config.api_keys)
         if new:
-            since = int(time.time() - self.key_usage.longest_window())
-            self.activity.ask(lambda table: past_use(table, since)).addCallbacks(
-                lambda rows: remember_use(self.key_usage, rows, new),
+            windows = {name: meter.spent.window for name in new if (meter := self.key_usage.meter(name)) is not None}
+            now = time.time()
+            self.activity.ask(lambda table: past_use(table, set(windows.values()), now)).addCallbacks(
+                lambda found: remember_use(self.key_usage, found, windows),
                 lambda failure: log.failure("reading what the API keys have used failed", failure=failure),
             )
 
@@ -112,18 +112,20 @@ class ObservabilityParts:
         await self.machine.stop()
 
 
-def past_use(table: ActivityStore, since: int) -> list[Document]:
-    """The tokens of each key in each hour."""
-    return table.usage(ActivityFilter((("ts_created >= ?", (since,)),)), ("key", "hour"))
+PastUse = Mapping[float, Sequence[tuple[str, float, int]]]
 
 
-def remember_use(usage: KeyUsage, rows: Iterable[Document], names: Collection[str]) -> None:
-    """Count what the keys of these names have used before."""
-    for row in rows:
-        if row["key"] in names:
-            usage.remember(
-                str(row["key"]), float(str(row["hour"])), int(str(row["input_tokens"])) + int(str(row["output_tokens"]))
-            )
+def past_use(table: ActivityStore, windows: Collection[float], now: float) -> PastUse:
+    """What the keys have used, by the length of the window for which that is asked."""
+    return {window: table.tokens_by_key(now - window, window / BUCKETS) for window in windows}
+
+
+def remember_use(usage: KeyUsage, found: PastUse, windows: Mapping[str, float]) -> None:
+    """Count what the keys in `windows` have used before."""
+    for window, rows in found.items():
+        for name, at, tokens in rows:
+            if windows.get(name) == window:
+                usage.remember(name, at, tokens)
 
 
 def capture_files(context: ServiceContext, config: Config, *, early: bool) -> CaptureFiles | None:

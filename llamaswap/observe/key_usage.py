@@ -229,15 +229,12 @@ class KeyUsage:
         meter = self._meters.get(name)
         return -1.0 if meter is None else meter.spent.window
 
-    def longest_window(self) -> float:
-        """The longest time for which use must be known, in seconds."""
-        return max((meter.spent.window for meter in self._meters.values()), default=0.0)
-
     def remember(self, name: str, at: float, tokens: int) -> None:
         """Count what a key used before the start."""
         meter = self._meters.get(name)
         if meter is not None:
-            meter.count(self.wall(), tokens, at)
+            now = self.wall()
+            meter.count(now, tokens, min(now, at))
 
     def meter(self, name: str) -> KeyMeter | None:
         """The counters of a key, None if it has none."""

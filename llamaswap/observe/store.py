@@ -348,6 +348,15 @@ class ActivityStore:
         )
         return [dict(zip(names, record, strict=True)) for record in found]
 
+    def tokens_by_key(self, since: float, width: float) -> list[tuple[str, float, int]]:
+        """The tokens of each key in each span of `width` seconds: (key, the span's end, tokens)."""
+        found = self._with_queued().execute(
+            "SELECT COALESCE(key_name, ''), CAST(ts_created / ? AS INTEGER) AS span, "
+            f"SUM(MAX(input_tokens, 0) + MAX(output_tokens, 0)) {_SOURCE} WHERE ts_created >= ? GROUP BY 1, 2",
+            (width, since),
+        )
+        return [(key, (span + 1) * width, tokens) for key, span, tokens in found]
+
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._connection is not None:

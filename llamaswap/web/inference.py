@@ -118,7 +118,8 @@ class Inference:
         target = facts.targets.get(content.model) if plain else None
         access, asked = facts.access, content.model
         if target is not None:
-            access.require_model(asked, *target.names)
+            if access.models is not None:
+                access.require_model(asked, *target.names)
             return await self._request(exchange, facts, content, target)
         self._resolve(content, config)
         if content.ollama is not None and content.ollama.request.unloads:

@@ -266,3 +266,24 @@ class StatsTests(SynchronousTestCase):
         self.assertAlmostEqual(shape["p95"], 95.05)
         self.assertEqual(len(histogram([1.0, 2.0])["bins"]), 5)
         self.assertEqual(len(histogram([float(n) for n in range(1, 2**20)][: 2**17])["bins"]), 18)
+
+
+class KeyTests(SynchronousTestCase):
+    def test_tokens_of_each_key_are_summed_in_spans(self):
+        store = ActivityStore()
+        self.addCleanup(store.close)
+        usage = Usage(input_tokens=3, output_tokens=-1)
+        rows = [(1000, "a"), (1009, "a"), (1011, "a"), (1011, ""), (500, "a")]
+        store.insert([ActivityRow(at, "m", "/x", "", 200, usage, 1, key=key) for at, key in rows])
+        found = sorted(store.tokens_by_key(900.0, 10.0))
+        self.assertEqual(found, [("", 1020.0, 3), ("a", 1010.0, 6), ("a", 1020.0, 3)])
+
+    def test_file_of_an_older_version_gets_the_names_of_keys(self):
+        path = self.mktemp()
+        with closing(ActivityStore(path)) as old:
+            old.insert([ActivityRow(1000, "m", "/x", "", 200, Usage(), 1)])
+        with closing(sqlite3.connect(path)) as file:
+            file.execute("DROP TABLE request_key")
+        with closing(ActivityStore(path)) as new:
+            new.insert([ActivityRow(1001, "m", "/x", "", 200, Usage(), 1, key="child")])
+            self.assertEqual([row.key for row in new.after(ActivityFilter(), 0, 9)], ["", "child"])

@@ -4,6 +4,17 @@ from llamaswap.web.secret_masking import masked_command, masked_text, masked_yam
 
 
 class CommandTests(SynchronousTestCase):
+    def test_keys_with_a_name_are_masked_and_the_rest_of_their_entry_is_not(self):
+        text = (
+            "apiKeys:\n  - key: sk-one-1 # mine\n    name: child\n    models: [small]\n"
+            f"  - {{key: 'sha256:{'ab' * 32}', name: phone, scopes: [infer]}}\n"
+        )
+        shown = masked_yaml(text, named_secrets(text))
+        for secret in ("sk-one-1", "abab"):
+            self.assertNotIn(secret, shown)
+        for word in ("name: child", "models: [small]", "# mine", "name: phone, scopes: [infer]"):
+            self.assertIn(word, shown)
+
     def test_values_of_secret_flags_are_hidden_in_both_spellings(self):
         words = ["serve", "--api-key", "one", "--hf-token=two", "-m", "x.gguf", "HF_TOKEN=three", "--password", "four"]
         shown = masked_command(words)

@@ -221,7 +221,10 @@ export function App() {
     document.addEventListener("click", followLinks);
     const keys = installKeys();
     // The first call finds out whether a key is needed; the stream starts once that is known.
-    get("/api/version").then(start, (error: ApiError) => { if (error.status !== 401) start(); });
+    get("/api/version").then(start, (error: ApiError) => {
+      if (error.status === 403) keyNeeded.value = true; // the key that the browser remembers may not see the page
+      else if (error.status !== 401) start();
+    });
     return () => {
       document.removeEventListener("click", followLinks);
       keys();
