@@ -121,6 +121,15 @@ class CheckTests(SynchronousTestCase):
         self.assertIn("1 model, 1 warning; it loads", done.stdout)
         self.assertNotIn("nothing wrong", done.stdout)
 
+    def test_expired_key_is_a_warning(self):
+        key = "apiKeys: [{key: sk-1, name: old, expires: 2020-01-01}, {key: sk-2, name: new, expires: 2999-01-01}]\n"
+        done = invoke(["check", self.file(GOOD + key), "--json"])
+        (warning,) = json.loads(done.stdout)["warnings"]
+        self.assertIn("old has expired at 2020-01-01", warning["message"])
+        self.assertIn("keys rotate old", warning["hint"])
+        self.assertNotIn("sk-1", done.output)
+        self.assertEqual(invoke(["check", "--strict", self.file(GOOD + key)]).exit_code, 1)
+
     def test_missing_program_is_noted_and_not_an_error(self):
         path = self.file(GOOD + "  cat: {cmd: 'serve --port ${PORT}'}\n  dog: {cmd: 'sh -c ${PORT}'}\n")
         done = invoke(["check", "--strict", path], env={"PATH": "/usr/bin:/bin"})
