@@ -71,6 +71,7 @@ class ObservabilityParts:
                 models.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
             if row.charge is not None:
                 row.charge.settle(row.tokens)
+                row.charge = None  # a table in memory keeps the row
             self.metrics.stored(row)
             context.bus.publish(ActivityStored(row))
 
