@@ -1,7 +1,7 @@
 // What the API keys and models have used: limits of each key, sums over a time, a bar for each day or hour.
 import { useSignal } from "@preact/signals";
 import { get, request, url } from "../lib/api";
-import { count, duration, short } from "../lib/format";
+import { count, duration, plural, short } from "../lib/format";
 import { Icon } from "../lib/icons";
 import { now } from "../lib/link";
 import { href, route, setQuery } from "../lib/router";
@@ -15,12 +15,14 @@ const HEIGHT = 80;
 
 const tokens = (row: UsageRow): number => row.input_tokens + row.output_tokens;
 
+const windowText = (s: number): string => (s % 86400 ? duration(s * 1000) : s === 86400 ? "24 h" : plural(s / 86400, "day"));
+
 function Keys({ list }: { list: KeyList }) {
   if (!list.keys.length) {
     return <Empty title="No key has a name"><p><code>llamaswap keys add NAME</code> makes a key with a name and limits.</p></Empty>;
   }
   return (
-    <div class="scroll">
+    <div class="scroll" tabIndex={0} role="region" aria-label="Keys">
       <table class="plain">
         <thead><tr><th scope="col">Key</th><th scope="col">May</th><th scope="col">Models</th><th scope="col">Budget</th><th scope="col">Last minute</th><th scope="col">Refused</th><th scope="col">Expires</th></tr></thead>
         <tbody>
@@ -32,7 +34,7 @@ function Keys({ list }: { list: KeyList }) {
               <td>
                 {key.budget_tokens ? (
                   <>
-                    {short(key.used)} of {short(key.budget_tokens)} in {duration(key.window_s * 1000)}
+                    {short(key.used)} of {short(key.budget_tokens)} in {windowText(key.window_s)}
                     <Bar value={key.used} max={key.budget_tokens} label={`Budget of ${key.name}`} />
                   </>
                 ) : `${short(key.used)} used`}
@@ -108,7 +110,7 @@ export function UsagePage() {
       >
         {series.data && <Chart rows={series.data.rows} unit={unit} since={since.value} />}
         {!sums.data ? <Spinner /> : !sums.data.rows.length ? <Empty title="Nothing was used in this time" /> : (
-          <div class="scroll">
+          <div class="scroll" tabIndex={0} role="region" aria-label="Use">
             <table class="plain usage">
               <thead>
                 <tr>
