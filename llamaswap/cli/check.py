@@ -36,6 +36,14 @@ def loaded(path: Path, more: Path | None = None) -> LoadedConfig:
     return load(files.read_sources(file, folder), dict(os.environ), store_problem=files.store_problem, thorough=True)
 
 
+def usable(path: Path) -> Config:
+    """The configuration in a file, for a command that needs one; its problems are the command's error."""
+    try:
+        return loaded(path).config
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+
+
 def loops(found: LoadedConfig, listen: str) -> list[Problem]:
     """An error for each peer whose address is the server's own; `listen` is host:port or :port."""
     port = listen.rpartition(":")[2]

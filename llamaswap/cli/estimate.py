@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from llamaswap.cli.check import loaded
+from llamaswap.cli.check import usable
 from llamaswap.cli.client import ApiClient, ClientError, JsonObject
 from llamaswap.cli.context import CliContext, model_names, remote, table
 from llamaswap.cli.flags import DEFAULT_CONFIG
@@ -94,7 +94,7 @@ def estimate(context: CliContext, what: str, config: Path, **flags: object) -> N
     if Path(what).is_file():
         argv, environment = ["llama-server", "-m", what], dict(os.environ)
     else:
-        found = loaded(config).config
+        found = usable(config)
         model = find_model(found, what)
         argv, environment = command_line.split(model.cmd), environment_of(model, found, os.environ)
     for name, value in flags.items():

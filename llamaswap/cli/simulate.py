@@ -9,13 +9,12 @@ from pathlib import Path
 import click
 from attrs import define, evolve, field
 
-from llamaswap.cli.check import loaded
+from llamaswap.cli.check import usable
 from llamaswap.cli.context import CliContext, counted, local, table
 from llamaswap.cli.estimate import environment_of, estimated, machine
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import Config, command_line, durations, sizes
 from llamaswap.config.schema.memory import ANY_DEVICE
-from llamaswap.errors import ConfigError
 from llamaswap.memory.estimate import declared_need
 from llamaswap.memory.footprints import STORE_NAME, Footprint, FootprintStore
 from llamaswap.memory.ledger import limited
@@ -174,10 +173,7 @@ def simulate(
     it did. One model at a time is compared with the groups or the matrix of the configuration, and with
     `routing.memory: on`.
     """
-    try:
-        found = loaded(config).config
-    except ConfigError as error:
-        raise click.ClickException(f"{config}: {error}") from None
+    found = usable(config)
     path = log_file or (Path(found.store.path) if found.store is not None else None)
     if path is None:
         raise click.ClickException("name the recorded requests with --log: the configuration has no `store.path`")

@@ -99,6 +99,11 @@ class EstimateTests(SynchronousTestCase):
         self.assertIn("odd: nothing says what it needs before it was loaded", done.stdout)
         self.assertIsNone(self.document("odd", config=config)["source"])
 
+    def test_configuration_that_cannot_be_used_is_an_error_of_the_command(self):
+        done = self.run_estimate("fish", config="models: 7")
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn("Error: ", done.stderr)
+
     def test_unknown_name_is_an_error(self):
         done = self.run_estimate("fish", config="models: {odd: {cmd: 'thing --port ${PORT}'}}")
         self.assertEqual(done.exit_code, 1)
