@@ -63,7 +63,7 @@ MORE_LIBRARIES = {
     "config/reload": {"twisted"},
     "proxy/listen": {"OpenSSL"},
     "wire/content_coding": {"zstandard"},
-    "cli/config_edit": {"yaml"},
+    "config/text_edit": {"yaml"},
     "cli/effective": {"yaml"},
     "cli/pull": {"huggingface_hub"},
     "cli/hf_download": {"huggingface_hub"},

@@ -16,6 +16,7 @@ from attrs import frozen
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.web.resource import IResource
 
+from llamaswap.app.model_pull import CommandPuller
 from llamaswap.app.settings import sources_of
 from llamaswap.discover.config_writer import ScanResult
 from llamaswap.discover.disk import ShouldStop
@@ -39,6 +40,7 @@ from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.memory_api import MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
+from llamaswap.web.ollama_models import OllamaModelEndpoints
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.passthrough import Passthrough, resource
 from llamaswap.web.processes import ProcessEndpoints
@@ -99,6 +101,15 @@ class AdminWiring:
                 run=discovery_thread,
                 clock=reactor,
                 own_ports=self._own_ports,
+            ),
+            OllamaModelEndpoints(
+                config_file,
+                config,
+                self.parts.config_thread,
+                self.streams,
+                CommandPuller(reactor, context.child_environ),
+                reactor,
+                model_routes,
             ),
             load_tests,
             OpenApi(ROUTES, build_info()),

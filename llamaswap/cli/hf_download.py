@@ -9,8 +9,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -18,11 +18,23 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 BLOCK_SIZE = 4 * 1024 * 1024  # bytes read at a time
+COPY_SIZE = 256 * 1024  # bytes of a download that are written at a time
 READ_TIMEOUT = 60.0  # seconds between two pieces of the file
 SHA256_LENGTH = 64  # of the etag of a large file; the hash of a small one is of another kind
 
 
-def fetch(repository: str, file: str, revision: str | None, token: str | None, folder: Path | None) -> None:
+# Called with the digest of the file, its size, and the bytes that are there.
+Progress = Callable[[str, int, int], None]
+
+
+def fetch(
+    repository: str,
+    file: str,
+    revision: str | None,
+    token: str | None,
+    folder: Path | None,
+    progress: Progress = lambda digest, size, there: None,
+) -> None:
     """Make a file complete in the hub's cache, or in `folder`. Leaves a file alone that another process downloads.
 
     Raises what the hub's client raises for an unavailable file, and OSError.
@@ -44,11 +56,12 @@ def fetch(repository: str, file: str, revision: str | None, token: str | None, f
         headers.pop("authorization", None)  # a signed address of another host
     part = place.with_name(f"{metadata.etag}.resume.incomplete")
     part.parent.mkdir(parents=True, exist_ok=True)
-    if complete(part, metadata.size, metadata.etag, lambda sink: _download(location, headers, sink)):
+    etag, size = metadata.etag, metadata.size
+    if complete(part, size, etag, lambda sink: _download(location, headers, sink, partial(progress, etag, size))):
         os.replace(part, place)
 
 
-def _download(location: str, headers: dict[str, str], sink: BinaryIO) -> None:
+def _download(location: str, headers: dict[str, str], sink: BinaryIO, progress: Callable[[int], None]) -> None:
     """Append what the file at `location` has beyond the length of `sink`."""
     there = sink.tell()
     request = Request(location, headers={**headers, "Range": f"bytes={there}-"} if there else headers)
@@ -56,7 +69,9 @@ def _download(location: str, headers: dict[str, str], sink: BinaryIO) -> None:
         if there and response.status != 206:  # the whole file after all
             sink.truncate(0)
             sink.seek(0)
-        shutil.copyfileobj(response, sink)
+        while block := response.read(COPY_SIZE):
+            sink.write(block)
+            progress(sink.tell())
 
 
 def complete(part: Path, size: int, etag: str, download: Callable[[BinaryIO], None]) -> bool:

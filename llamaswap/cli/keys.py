@@ -14,11 +14,12 @@ import click
 from attrs import evolve
 from rich.markup import escape
 
-from llamaswap.cli.config_edit import NotEditable, add_item, remove_item, set_in_item, write
+from llamaswap.cli.config_edit import write
 from llamaswap.cli.context import CliContext, local, table
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import ApiKey, Config, ConfigText, load
 from llamaswap.config.schema.keys import HASHED, SCOPES, time_text, window_text
+from llamaswap.config.text_edit import NotEditable, add_item, remove_item, set_in_item
 from llamaswap.errors import ConfigError
 from llamaswap.web.key_access import access_of
 

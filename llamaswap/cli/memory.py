@@ -12,10 +12,11 @@ from attrs import evolve
 from rich.markup import escape
 
 from llamaswap.cli.client import ApiClient, ClientError, JsonObject
-from llamaswap.cli.config_edit import NotEditable, set_key, write
+from llamaswap.cli.config_edit import write
 from llamaswap.cli.context import CliContext, local, remote, table
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import Config, ConfigText, load
+from llamaswap.config.text_edit import NotEditable, set_key
 from llamaswap.errors import ConfigError
 
 CERTAIN = ("measured", "lease")  # sources of sizes that are no estimates

@@ -5,7 +5,9 @@ A download that broke or was killed is resumed; complete files are not downloade
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from llamaswap.cli.context import CliContext, local
 from llamaswap.cli.hf_download import fetch
 from llamaswap.discover.config_writer import gguf_models, is_projector, model_entry, model_name
 
+PROGRESS_INTERVAL = 0.5
 DEFAULT_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")  # the first one that the repository has, if none is named
 QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*))(?=[-./]|$)", re.IGNORECASE)
 
@@ -65,8 +68,11 @@ def choose(names: Sequence[str], quant: str = "") -> list[str]:
 @click.option("--revision", help="A branch, tag or commit.")
 @click.option("--token", envvar="HF_TOKEN", help="For gated repositories ($HF_TOKEN).")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Download into this folder instead of the cache.")
+@click.option("--progress", is_flag=True, help="Report the progress on standard error, in lines of JSON.")
 @local
-def pull(context: CliContext, name: str, revision: str | None, token: str | None, folder: Path | None) -> None:
+def pull(
+    context: CliContext, name: str, revision: str | None, token: str | None, folder: Path | None, progress: bool
+) -> None:
     """Download a model from Hugging Face."""
     try:
         from huggingface_hub import HfApi, hf_hub_download
@@ -83,7 +89,10 @@ def pull(context: CliContext, name: str, revision: str | None, token: str | None
         chosen = choose(names, quant)
         for number, file in enumerate(chosen, 1):
             context.note(f"{number} of {len(chosen)}: {file}")
-            fetch(repository, file, revision, token or None, folder)
+            if progress:
+                fetch(repository, file, revision, token or None, folder, ProgressLines(file))
+            else:
+                fetch(repository, file, revision, token or None, folder)
             path = hf_hub_download(repository, file, revision=revision, token=token or None, local_dir=folder)
             paths.append(Path(path))
     except NoSuchQuant as error:
@@ -95,6 +104,22 @@ def pull(context: CliContext, name: str, revision: str | None, token: str | None
             raise
         raise click.ClickException(f"{name}: {error}; is the hub reachable?") from None
     _report(context, repository, paths)
+
+
+class ProgressLines:
+    """Writes the progress of one file, at most every `PROGRESS_INTERVAL` seconds and when it is complete."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._last = 0.0
+
+    def __call__(self, digest: str, size: int, there: int) -> None:
+        now = time.monotonic()
+        if there < size and now - self._last < PROGRESS_INTERVAL:
+            return
+        self._last = now
+        line = {"file": self._file, "digest": digest, "total": size, "completed": there}
+        click.echo(json.dumps(line), err=True)
 
 
 def is_network_error(error: Exception) -> bool:

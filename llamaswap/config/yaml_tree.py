@@ -1,4 +1,4 @@
-"""YAML text to a tree of nodes. No other module uses PyYAML.
+"""YAML text to a tree of nodes. Besides `text_edit`, no other module reads configurations with PyYAML.
 
 Only its events are used, because its composer has other types for scalars, drops their text, accepts duplicate keys,
 and has no bounds on depth and on the size that aliases expand to.

@@ -208,14 +208,6 @@ class OllamaEndpoints:
         """Refused: models are not made from uploaded files."""
         return self._refused("models are not made from uploaded files; put the file on the server, and add the model")
 
-    @route("POST", "/api/pull", body=NamedBody, status=501)
-    @route("POST", "/api/create", body=NamedBody, status=501)
-    @route("POST", "/api/copy", body=NamedBody, status=501)
-    @route("DELETE", "/api/delete", body=NamedBody, status=501)
-    def change(self, call: AdminRequest) -> Response | IResource:
-        """Refused: the configuration says which models there are."""
-        return self._refused("the configuration says which models there are; `llamaswap pull` downloads one")
-
     def _refused(self, reason: str) -> IResource:
         if not self.router.config.ollama.enabled:
             return self.fallback

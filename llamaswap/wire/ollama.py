@@ -167,7 +167,7 @@ def _generation(asked: JsonObject) -> JsonObject:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     options = asked.get("options")
     if isinstance(options, dict):
-        body |= _options(options)
+        body |= options_of(options)
     body |= _thinking(asked.get("think")) | _format(asked.get("format"))
     if asked.get("logprobs") is True:
         body["logprobs"] = True
@@ -176,7 +176,8 @@ def _generation(asked: JsonObject) -> JsonObject:
     return body
 
 
-def _options(options: Mapping[str, object]) -> JsonObject:
+def options_of(options: Mapping[str, object]) -> JsonObject:
+    """The members of a body of the OpenAI API, and of llama.cpp's and vLLM's, for Ollama's options."""
     found = {name: options[name] for name in SAME_OPTIONS if _is_number(options.get(name))}
     for name, target in WHOLE_OPTIONS.items():
         number = _whole(options.get(name))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.cli.config_edit import NotEditable, add_item, remove_item, set_in_item
 from llamaswap.config import ConfigText, load
+from llamaswap.config.text_edit import NotEditable, add_item, remove_item, set_in_item
 from tests.cli.doubles import invoke
 
 MODELS = "# mine\nmodels:\n  small: {cmd: 'srv ${PORT}'} # the small one\n"

@@ -1,17 +1,24 @@
 """The official clients of Ollama for Python and JavaScript, against the product at both of its addresses."""
 
+import importlib.util
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.live.product import ROOT, Product, wait_for
+from tests.live.test_commands import CONTENT, Hub
+from tests.live.test_upgrade import upgrade
 
 try:
     import ollama
@@ -129,9 +136,77 @@ class PythonClientTests(SynchronousTestCase):
     def test_tokens_are_counted_in_the_activity(self):
         self.client.chat("talker", HELLO)
         rows = lambda: json.loads(fetched(f"{self.product.url}/api/metrics"))
-        wait_for(lambda: any(row["req_path"] == "/api/chat" for row in rows()))
-        found = next(row for row in rows() if row["req_path"] == "/api/chat")
-        self.assertEqual(found["tokens"]["input_tokens"], 7)
+        wait_for(lambda: rows())
+        [row] = rows()
+        self.assertEqual((row["model"], row["input_tokens"], row["output_tokens"]), ("talker", 7, 3))
+
+    def test_second_address_is_kept_in_an_upgrade_and_closed_at_the_end(self):
+        self.client.chat("talker", HELLO)
+        before = self.client.ps().models
+        self.assertEqual(upgrade(self.product)["count"], 1)
+        self.assertEqual([model.model for model in self.client.ps().models], [model.model for model in before])
+        self.assertEqual(self.client.chat("talker", HELLO).message.content, "0 images, text ")
+        os.kill(self.product.process.pid, signal.SIGTERM)
+        self.product.process.wait(30)
+        self.assertRaises(OSError, socket.create_connection, ("127.0.0.1", self.port), 5)
+
+    def test_taken_address_is_refused_before_a_server_runs(self):
+        words = [sys.executable, "-m", "llamaswap", "--config", str(self.product.config), "-listen", "127.0.0.1:0"]
+        ran = subprocess.run(
+            words, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        self.assertEqual(ran.returncode, 1, ran.stdout + ran.stderr)
+        self.assertIn("ollama.listen takes another address", ran.stderr)
+
+
+class ChangeTests(SynchronousTestCase):
+    timeout = 120
+
+    def setUp(self):
+        if ollama is None or importlib.util.find_spec("huggingface_hub") is None:
+            raise SkipTest("the package ollama or huggingface_hub is not installed (extras: live, pull)")
+        Hub.ranges, Hub.cut, Hub.hold = [], False, None
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for ending in (thread.join, server.server_close, server.shutdown):
+            self.addCleanup(ending)
+        home = Path(self.mktemp()).absolute()
+        env = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        env["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
+        self.home, self.port = home, free_port()
+        self.product = Product(config(self.port), "--allow-config-edit", env=env).__enter__()
+        self.addCleanup(self.product.__exit__)
+        self.client = ollama.Client(f"http://127.0.0.1:{self.port}", timeout=60)
+
+    def names(self):
+        return [model.model for model in self.client.list().models]
+
+    def test_pulled_model_is_configured_and_deleted_with_its_file(self):
+        name = "hf.co/org/Tiny-GGUF:Q8_0"
+        parts = list(self.client.pull(name, stream=True))
+        self.assertEqual((parts[0].status, parts[-1].status), ("pulling manifest", "success"))
+        sizes = [(part.completed, part.total) for part in parts if part.digest]
+        self.assertEqual(sizes[-1], (len(CONTENT), len(CONTENT)), parts)
+        self.assertIn(name, self.names())
+        self.assertEqual(len(list(self.home.rglob("*.gguf"))), 1)
+        self.client.delete(name)
+        self.assertEqual((self.names(), list(self.home.rglob("*.gguf"))), (["talker"], []))
+        self.assertEqual([path for path in self.home.rglob("blobs/*") if path.stat().st_size == len(CONTENT)], [])
+
+    def test_repository_that_is_missing_is_an_error(self):
+        with self.assertRaises(ollama.ResponseError) as caught:
+            list(self.client.pull("hf.co/org/Ghost-GGUF", stream=True))
+        self.assertIn("Ghost-GGUF", caught.exception.error)
+
+    def test_copy_create_and_delete_change_the_names(self):
+        self.client.copy("talker", "friend")
+        self.client.create("calm", from_="talker", parameters={"temperature": 0.1})
+        for name in ("friend", "calm"):
+            self.assertEqual(self.client.generate(name, "hi").response, "0 images, text ")
+            self.client.delete(name)
+        with self.assertRaises(ollama.ResponseError):
+            self.client.generate("calm", "hi")
 
 
 # What the official client for JavaScript makes of us; each finding is one line of JSON.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import asdict, define, field
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -39,6 +39,7 @@ from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.memory_api import MemoryDocument, MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
+from llamaswap.web.ollama_models import OllamaModelEndpoints
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.peers import PeerEndpoints
 from llamaswap.web.processes import ProcessEndpoints
@@ -223,6 +224,25 @@ def _raise(error):
     raise error
 
 
+@define(eq=False)
+class FakePuller:
+    """Downloads that the test ends."""
+
+    pulled: list = field(factory=list)
+    removed: list = field(factory=list)
+    cancelled: int = 0
+
+    def pull(self, name, progress):
+        self.pulled.append((name, progress, Deferred(self._cancel)))
+        return self.pulled[-1][2]
+
+    def _cancel(self, work):
+        self.cancelled += 1
+
+    def remove(self, repository, files):
+        self.removed.append((repository, files))
+
+
 class UnmeasuredMemory:
     """A memory source that knows nothing yet."""
 
@@ -255,6 +275,7 @@ class World:
     surveyor: object = at_once
     capabilities: object = attrgetter("capabilities")
     memory: object = None
+    puller: FakePuller = field(factory=lambda: FakePuller())
 
     def __attrs_post_init__(self):
         self.activity = observed.ActivityLog(
@@ -320,6 +341,7 @@ class World:
             ),
             self.config_endpoints,
             self.discovery,
+            OllamaModelEndpoints(self.files, config, at_once, self.streams, self.puller, self.clock, Echo(b"model")),
             self.loadtests,
             OpenApi(route_table.ROUTES, Build("9")),
         ]
