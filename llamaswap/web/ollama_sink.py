@@ -141,19 +141,30 @@ class OllamaSink:
 
     def write(self, data: bytes) -> None:
         """Some bytes of the body."""
+        if self._document is not None:
+            self._document += data
+            if len(self._document) > DOCUMENT_LIMIT:
+                self._cut(ResponseTooLong())
+        elif self._translating and (lines := self._translated(lambda: self._translator.feed(data, self.now()))):
+            self._sink.write(lines)
+
+    def _translated(self, work: Callable[[], bytes]) -> bytes | None:
+        """The lines that `work` makes; None if the response is cut, because what the server sent has no translation."""
         try:
-            if self._document is not None:
-                self._document += data
-                if len(self._document) > DOCUMENT_LIMIT:
-                    raise ResponseTooLong()
-            elif (lines := self._translator.feed(data, self.now())) and self._translating:
-                self._sink.write(lines)
+            return work()
         except ResponseTooLong as error:
-            log.warn("{model}: the response is cut, because {reason}", model=self.request.model, reason=error)
-            if self._sink.started:
-                self._sink.write_final(error_line(str(error)), b"")
-            self._translating, self._document = False, None
-            self._sink.abort()
+            self._cut(error)
+        except RecursionError:
+            self._cut(BadUpstream(self.request.model, "sent a tool's arguments that are nested too deeply"))
+        return None
+
+    def _cut(self, error: Exception) -> None:
+        """End the response, which the server's cannot become, with the reason."""
+        log.warn("{model}: the response is cut: {reason}", model=self.request.model, reason=error)
+        if self._sink.started:
+            self._sink.write_final(error_line(str(error)), b"")
+        self._translating, self._document = False, None
+        self._sink.abort()
 
     def writer(self) -> Callable[[bytes], None]:
         """`write`: each byte is translated."""
@@ -167,8 +178,12 @@ class OllamaSink:
         """The server's response, or one of our own, is complete."""
         if self._document is not None:
             return
-        if self._translating and (lines := self._translator.finish(self.now())):
-            self._sink.write(lines)
+        if self._translating:
+            lines = self._translated(lambda: self._translator.finish(self.now()))
+            if lines is None:
+                return
+            if lines:
+                self._sink.write(lines)
         self._sink.finish()
 
     def interim(self, status: int, reason: bytes, headers: Headers) -> None:

@@ -83,6 +83,18 @@ class StreamTests(OllamaTestCase):
         self.assertIn("connection lost", lines(asked.sink)[-1]["error"])
         self.assertEqual(asked.sink.ending, "aborted")
 
+    def test_a_tool_call_that_is_nested_too_deeply_cuts_the_response(self):
+        """At each depth around the limit of the interpreter, which depends on the caller's."""
+        for depth in range(900, 1010):
+            self.setUp()
+            asked, forwarding = self.chat(), self.stage.forwarding
+            arguments = '{"x":' + "[" * depth + "]" * depth + "}"
+            call = {"index": 0, "function": {"name": "f", "arguments": arguments}}
+            event = json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}).encode()
+            forwarding.begin(b"data: " + event + b"\n\n", kind=STREAM, raw=False)
+            asked.exchange.sink.finish()
+            self.assertIn(asked.sink.ending, ("finished", "aborted"))
+
     def test_the_clients_back_pressure_reaches_the_server(self):
         asked, producer = self.chat(), object()
         asked.exchange.sink.register_producer(producer)
