@@ -22,7 +22,7 @@ from llamaswap.memory.needs import learned_need
 from llamaswap.scheduling.memory import RAM, Device, Ledger, MemoryNeed
 
 INTERVAL = 2.0  # seconds between two measurements while a server runs or a request waits
-SECOND_LOOK = 3.05  # seconds after readiness
+FOLLOW_UP = 3.05  # seconds after readiness, when a server is measured again
 PRESSURE_TIME = 5.0  # seconds for which a device's reserve is in use, or its budget exceeded, before a model leaves
 RECLAIM_TIME = 10.0  # seconds after a stop in which a GPU's memory may still be the stopped server's
 
@@ -56,7 +56,7 @@ class ServerView:
 
 @define(eq=False, kw_only=True)
 class MemoryMonitor:
-    """Measures, has the learner learn, and calls `changed` with each ledger that differs from the last one.
+    """Measures the servers and devices, passes the results to the learner, and calls `changed` with each new ledger.
 
     `measure` measures these servers on another thread. `servers` gives those that run or are suspended, `waiting` says
     whether a request waits. `models` are the ids of the configuration, `declared` gives a model's need as configured
@@ -186,7 +186,7 @@ class MemoryMonitor:
     def _became_ready(self, view: ServerView) -> None:
         self.learner.ready(view.model, view.load_seconds, has_gpus=len(self.use.devices) > 1)
         run = self._run
-        self.clock.callLater(SECOND_LOOK, lambda: self._sample() if self._run == run else None)
+        self.clock.callLater(FOLLOW_UP, lambda: self._sample() if self._run == run else None)
 
     def _ended(self, model: str) -> None:
         self._settled.discard(model)

@@ -90,7 +90,7 @@ class Placement:
     """Room for a model. `evicts` have to leave for it. It will use `sizes` (None: unknown), on these `gpus`.
     If there is no room, `obstacle` says why:
 
-    never: the machine is too small. kept: models that cannot be evicted use too much. foreign: so do other programs.
+    never: the machine is too small. kept: models that cannot be evicted use too much. foreign: other programs do.
     """
 
     evicts: tuple[str, ...] = ()

@@ -150,11 +150,12 @@ def hold_end(state: SchedulerState, model: str) -> float:
 
 def leaves_no_room(state: SchedulerState, reservation: Reservation, model: str, placement: Placement) -> bool:
     """Whether a model that is placed so would take the memory that a reservation waits for."""
-    if placement.sizes is None or reservation.model not in state.ledger.needs:
+    ledger = _ledger_for(state, reservation.model)
+    if placement.sizes is None or reservation.model not in ledger.needs:
         return True
     others = occupants(state, reservation.model, {*reservation.evict, *placement.evicts, model}, 0.0)
     staying = [Occupant(one.model, one.sizes, inf) for one in others]
-    return bool(place(state.ledger, reservation.model, [*staying, Occupant(model, placement.sizes, inf)]).obstacle)
+    return bool(place(ledger, reservation.model, [*staying, Occupant(model, placement.sizes, inf)]).obstacle)
 
 
 def without_room(state: SchedulerState, model: str, placement: Placement) -> Decision:

@@ -21,7 +21,7 @@ class MemoryTransitions(Transitions):
     """The part of the scheduler that reacts to the memory. It acts only if memory decides."""
 
     def memory_changed(self, ledger: Ledger, now: float) -> list[Effect]:
-        """Memory is used or needed in another way."""
+        """The use of the memory, or what models need of it, has changed."""
         self.ledger = ledger
         for name, used in ledger.used.items():
             server = self.models.get(name)
@@ -34,7 +34,7 @@ class MemoryTransitions(Transitions):
         return self._take_effects()
 
     def _enlarge(self, model: str) -> None:
-        """The model ran out of memory: it needs more than was thought, until it changes or the program ends."""
+        """The model ran out of memory: its need is taken as larger until its definition changes or llamaswap ends."""
         self.enlarged[model] = min(self.enlarged.get(model, 1.0) * ENLARGEMENT, MAX_ENLARGEMENT)
 
     def _load_alone_next(self, swap: ActiveSwap, now: float) -> bool:

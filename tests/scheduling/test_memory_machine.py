@@ -381,6 +381,20 @@ class OutOfMemoryTests(SynchronousTestCase):
         self.assertIn("it ran out of memory, so it is loaded alone", here.swaps[-1].reason)
         self.assertIn(ticket.number, here.granted)
 
+    def test_starved_request_for_a_model_that_ran_out_of_memory_is_not_overtaken_by_other_loads(self) -> None:
+        here = memory_world(needs={"a": ram(40), "b": ram(20), "c": ram(20)})
+        busy = here.request("a")
+        here.load_all()
+        ticket = here.request("b")
+        self.out_of_memory(here, "b")
+        here.stopped("b")
+        here.advance(11.0)
+        here.request("c")
+        self.assertEqual([swap.model for swap in here.swaps], ["a", "b"], "c would have to leave again")
+        here.end(busy)
+        here.load_all()
+        self.assertIn(ticket.number, here.granted)
+
     def test_second_failure_is_an_error_with_the_numbers(self) -> None:
         here = used_once(memory_world(needs={"a": ram(40), "b": ram(40)}), "a")
         ticket = here.request("b")
