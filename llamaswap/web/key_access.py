@@ -13,6 +13,7 @@ from llamaswap.config.schema.keys import SCOPES
 from llamaswap.web.errors import HttpError
 
 INFER_ONLY = frozenset(("infer",))
+SHOWN_NAME = 100  # characters of a model's name, which a client chooses, in an error
 ALL_SCOPES = frozenset(SCOPES)
 
 
@@ -47,7 +48,9 @@ class KeyAccess:
         if not self.may_use(*names):
             allowed = ", ".join(self.key.models)
             raise HttpError(
-                403, f"the API key {self.name} may not use {names[0]}; it may use: {allowed}", "model_not_allowed"
+                403,
+                f"the API key {self.name} may not use {names[0][:SHOWN_NAME]}; it may use: {allowed}",
+                "model_not_allowed",
             )
 
     def require_counted(self, counted: bool) -> None:

@@ -263,7 +263,7 @@ class ProxyRequest(RequestInfo):
     def show_loading(self, stream: LoadingStream) -> None:
         """Begin the response with a stream that reports the load."""
         sink = self.exchange.sink
-        headers = ResponseHeaders.of(list(header_rules.EVENT_STREAM))
+        headers = ResponseHeaders.of([*header_rules.EVENT_STREAM, *self.exchange.added_headers])
         self.loading = True
         self._loading_stream = stream
         self.response_head(200, headers)

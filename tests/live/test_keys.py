@@ -53,6 +53,9 @@ class HouseholdTests(SynchronousTestCase):
             self.assertLess(int(headers["x-ratelimit-remaining-tokens"]), 200_000)
             stream = ask("/v1/chat/completions", child, chat("one", stream=True))
             self.assertEqual((stream[0], stream[1]["x-ratelimit-limit-tokens"]), (200, "200000"))
+            status, headers, _ = ask("/v1/chat/completions", parent, chat("one"))
+            self.assertEqual(status, 200)
+            self.assertEqual([name for name in headers if "ratelimit" in name.lower()], [])
             self.assertEqual(ask("/v1/chat/completions", phone, chat("two"))[0], 200)
             self.assertEqual(ask("/v1/chat/completions", child, chat("two"))[0], 403)
             self.assertEqual(ask("/api/models/unload", child, {}, method="POST")[0], 403)
@@ -65,12 +68,12 @@ class HouseholdTests(SynchronousTestCase):
                 self.assertEqual(status, 200, data)
                 return data
 
-            wait_for(lambda: len(json.loads(usage("by=key"))["rows"]) == 2, 10, "the rows")
+            wait_for(lambda: len(json.loads(usage("by=key"))["rows"]) == 3, 10, "the rows")
             rows = {row["key"]: row for row in json.loads(usage("by=key,model"))["rows"]}
             self.assertEqual((rows["child"]["model"], rows["child"]["requests"]), ("one", 2))
             self.assertEqual((rows["phone"]["model"], rows["phone"]["requests"]), ("two", 1))
             table = list(csv.DictReader(usage("by=key&format=csv").decode().splitlines()))
-            self.assertEqual({row["key"] for row in table}, {"child", "phone"})
+            self.assertEqual({row["key"] for row in table}, {"child", "phone", "parent"})
             keys = {row["name"]: row for row in json.loads(ask("/api/keys", parent)[2])["keys"]}
             self.assertEqual(keys["child"]["models"], ["one"])
             used = keys["child"]["used"]

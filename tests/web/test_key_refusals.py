@@ -175,9 +175,25 @@ class RefusalTests(SynchronousTestCase):
     def test_a_key_with_room_is_served_and_told_how_much_is_left(self):
         self.usage.retune([evolve(EXHAUSTED, budget=Budget(5000, 86400.0)), *KEYS[:1], *KEYS[2:]])
         self.ask(b"POST", b"/v1/chat/completions", (b"X-Api-Key", b"sk-Exhausted-91bc"), b'{"model":"beta"}')
+        self.assertEqual(self.stage.router.asked[0].model, "beta")
         left = dict(self.stage.forwarding.exchange.added_headers)
         self.assertEqual(left[b"x-ratelimit-limit-tokens"], b"5000")
         self.assertEqual(left[b"x-ratelimit-remaining-tokens"], b"3993")
+
+    def test_loading_stream_tells_how_much_is_left(self):
+        self.stage.router.auto = self.stage.router.ready = False
+        body = b'{"model":"alpha","stream":true}'
+        sink = self.ask(b"POST", b"/v1/chat/completions", (b"X-Api-Key", b"sk-Hurried-44de"), body)
+        self.assertEqual(sink.status, 429)
+        self.usage.retune([evolve(HURRIED, rpm=9)])
+        sink = self.ask(b"POST", b"/v1/chat/completions", (b"X-Api-Key", b"sk-Hurried-44de"), body)
+        self.assertEqual(sink.header(b"content-type"), b"text/event-stream")
+        self.assertEqual(sink.header(b"x-ratelimit-remaining-requests"), b"7")
+
+    def test_long_name_of_a_model_is_cut_in_the_refusal(self):
+        body = json.dumps({"model": "x" * 5000}).encode()
+        sink = self.ask(b"POST", b"/v1/chat/completions", (b"X-Api-Key", b"sk-Child-5150"), body)
+        self.assertLess(len(sink.body), 500)
 
 
 class AdminRefusalTests(SynchronousTestCase):
