@@ -160,5 +160,6 @@ class TestMeasuring(SynchronousTestCase):
         sized = "    memory: {ram: 160}\n    cmd:"
         config = self.three("{mode: 'on', budget: {ram: 400MiB}}").replace("    cmd:", sized)
         with Product(preload + config) as product:
-            wait_for(lambda: product.running().get("crow") == "ready", 20, "the preload")
-            self.assertEqual(product.running(), {"owl": "ready", "crow": "ready"})
+            both = {"owl": "ready", "crow": "ready"}
+            wait_for(lambda: product.running() == both, 20, "the preload of both")
+            self.assertEqual(sum("evicts nothing" in line for line in product.lines), 2, product.output)
