@@ -1,4 +1,4 @@
-"""Requests of Ollama's clients, as they were recorded, in the terms of the OpenAI API."""
+"""Requests in the shapes that each client of Ollama sends, in the terms of the OpenAI API."""
 
 from __future__ import annotations
 
