@@ -197,7 +197,7 @@ export function ConfigPage() {
         toast("error", `This version can no longer be used: ${errors[0]?.message ?? "the server refused it"}`);
       } else if (response.status === 412) {
         outside.value = true;
-        toast("error", "The file was changed by somebody else meanwhile. Nothing was saved.");
+        toast("error", "The file has changed since this page read it. Nothing was saved.");
       } else toast("error", `Saving: ${errorText(response.status, body)}`);
     } catch (problem) {
       toast("error", (problem as Error).message);
@@ -263,7 +263,7 @@ export function ConfigPage() {
       {outside.value && (
         <div class="problem" role="alert">
           <Icon name="warn" />
-          <span class="grow">The configuration was loaded anew since this page read it.</span>
+          <span class="grow">The configuration was reloaded after this page read it.</span>
           <Btn small onClick={() => void open()}>{dirty ? "Discard mine and read it again" : "Read it again"}</Btn>
         </div>
       )}
