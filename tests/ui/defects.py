@@ -482,7 +482,7 @@ class MockDefects(harness.MockCase):
         page.get_by_role("button", name="Review and save").click()
         self.world.config += "# by somebody else\n"
         page.get_by_role("button", name="Save and load").click()
-        page.get_by_role("alert").get_by_text("loaded anew").wait_for()
+        page.get_by_role("alert").get_by_text("was reloaded").wait_for()
         self.gone(page.locator("dialog"))
         page.locator(".cm-content", has_text="# mine").wait_for()
 
