@@ -26,7 +26,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from tests.live.product import ROOT, Product
+from tests.live.product import ROOT, Product, free_range
 
 SERVER = f"{sys.executable} {ROOT}/tests/live/llama_server.py"
 SHARES = (8, 5, 4, 3, 2, 1)  # how often a session asks for the first, second, ... model of a shuffled order
@@ -100,7 +100,7 @@ def make_models(folder: Path, sizes: Sequence[int]) -> Iterator[str]:
 
 def configuration(folder: Path, models: Sequence[str], routing: str) -> str:
     """A configuration of these models."""
-    lines = ["healthCheckTimeout: 60", routing, "models:"]
+    lines = ["healthCheckTimeout: 60", f"startPort: {free_range()}", routing, "models:"]
     for model in models:
         lines.append(f"  {model}: {{cmd: '{SERVER} -m {folder}/{model}.gguf --no-mmap -c 512 --port ${{PORT}}'}}")
     return "\n".join(lines) + "\n"

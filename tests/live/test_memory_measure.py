@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import Product, wait_for
+from tests.live.product import Product, free_range, wait_for
 
 SIZE = 150  # MiB of anonymous memory
 
@@ -42,6 +42,7 @@ class TestMeasuring(SynchronousTestCase):
         inner = shlex.join([sys.executable, str(self.program)]) + " ${PORT} " + shlex.join(words)
         command = f"sh -c {shlex.quote(inner + '; true')}"
         return (
+            f"startPort: {free_range()}\n"
             f"store: {{path: {self.folder}/activity.db}}\n"
             f"routing: {{memory: {memory}}}\n"
             f"models:\n  owl:\n    cmd: {command}\n"
