@@ -12,6 +12,7 @@ from attrs import NOTHING, AttrsInstance, define, field, fields, frozen, has
 from llamaswap.version import Build
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.route import Route, RouteTable
+from llamaswap.wire.openai import speaks_ollama
 
 ALL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 PATH_VARIABLE = re.compile(r"<(?:(\w+):)?(\w+)>")
@@ -42,6 +43,13 @@ class Error:
 
     src: str
     error: ErrorDetail
+
+
+@frozen
+class OllamaError:
+    """The document of a failure for callers that parse Ollama's."""
+
+    error: str
 
 
 @define(eq=False)
@@ -98,7 +106,7 @@ class Schemas:
                 str(route.status): self._response(route),
                 "default": {
                     "description": "What went wrong",
-                    "content": {"application/json": {"schema": self.schema(Error)}},
+                    "content": {"application/json": {"schema": self.schema(_error_of(route))}},
                 },
             },
         }
@@ -150,6 +158,10 @@ def document(routes: Iterable[Route], version: str) -> JsonObject:
         },
         "security": [{}, {"bearer": []}, {"basic": []}, {"header": []}],
     }
+
+
+def _error_of(route: Route) -> type[AttrsInstance]:
+    return OllamaError if speaks_ollama(route.rule) else Error
 
 
 def _about(converter: str | None) -> str:
