@@ -21,7 +21,7 @@ from llamaswap.memory.ledger import limited
 from llamaswap.memory.measure import DeviceUse
 from llamaswap.memory.needs import learned_need
 from llamaswap.observe.recorded_traffic import UnusableTraffic, read_traffic
-from llamaswap.scheduling.memory import RAM, Device, Ledger, MemoryNeed
+from llamaswap.scheduling.memory import RAM, Device, Ledger, MemoryNeed, need_in_words, place, room_in_words
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.simulation import EvictAll, RecordedRequest, ServerTimes, Simulation, SimulationResult
 from llamaswap.scheduling.state import Rules
@@ -236,7 +236,9 @@ def _comparison(results: Mapping[str, SimulationResult]) -> Iterator[str]:
     """How memory compares with what the configuration does now."""
     _, own, _ = results
     before, after = results[own].load_seconds, results[MEMORY].load_seconds
-    if before:
+    if refused := results[MEMORY].refused.total():
+        yield f"routing.memory: on refuses {counted(refused, 'request')}, so its load seconds do not compare with {own}"
+    elif before:
         share = round(100 * (after / before - 1))
         direction = "fewer" if share <= 0 else "more"
         yield f"routing.memory: on takes {abs(share)} % {direction} load seconds than {own} without it"
@@ -246,6 +248,11 @@ def _notes(known: Knowledge, traffic: Traffic) -> Iterator[str]:
     """What the result depends on and is not certain."""
     yield from known.problems
     used = sorted(traffic.models)
+    ledger = known.ledger()
+    for model in used:
+        if place(ledger, model, ()).obstacle == "never":
+            need, room = need_in_words(known.needs[model]), room_in_words(ledger)
+            yield f"too large for this memory: {model}, which needs {need}, where {room}"
     unknown = [model for model in used if model not in known.needs]
     if unknown:
         yield f"loaded alone, because its memory is unknown (--memory MODEL=SIZE says it): {', '.join(unknown)}"

@@ -68,6 +68,20 @@ class SimulateTests(SynchronousTestCase):
         self.assertEqual(self.document(*SIZES)["policies"]["memory"]["refused"], {"DoesNotFit": 1})
         self.assertRegex(self.simulate(*SIZES).stdout, r"memory .* 1 DoesNotFit")
 
+    def test_policy_that_refuses_requests_is_not_said_to_load_less(self):
+        self.record([*TURNS, (2000, "c", 1)])
+        done = self.simulate(*SIZES)
+        self.assertNotIn("fewer load seconds", done.stdout)
+        self.assertIn(
+            "routing.memory: on refuses 1 request, so its load seconds do not compare with groups", done.stdout
+        )
+        found = self.document(*SIZES)
+        self.assertEqual(
+            found["notes"][0],
+            "too large for this memory: c, which needs 30.0 GiB of gpu0 (declared), where gpu0 has 24.0 GiB; RAM has "
+            "64.0 GiB",
+        )
+
     def test_unknown_memory_and_load_times_are_mentioned(self):
         found = self.document("--budget", "ram=64GiB,gpu0=24GiB")
         self.assertEqual(found["policies"]["memory"]["loads"], 10)
