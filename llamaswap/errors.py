@@ -144,7 +144,10 @@ class DoesNotFit(RequestError):
     model: str
     need: str
     room: str
-    text = "{self.model} needs {self.need} and does not fit this machine: {self.room}"
+    text = (
+        "{self.model} needs {self.need} and does not fit this machine: {self.room} "
+        "(see `routing.memory`: budget and reserve)"
+    )
 
 
 @frozen

@@ -19,6 +19,7 @@ from llamaswap.config import Config, Model, command_line
 from llamaswap.config.schema.memory import NO_CHOICE, GpuChoice
 from llamaswap.kernel_files import machine_memory
 from llamaswap.memory.estimate import Estimator, declared_need
+from llamaswap.memory.gguf import is_gguf
 from llamaswap.memory.spread import MIB, Estimate
 from llamaswap.observe.gpu_sources import usual
 from llamaswap.observe.gpus import GpuReader
@@ -28,8 +29,8 @@ from llamaswap.web.secret_masking import known_secrets
 
 LEARNED = ("learned", "carried")
 UNKNOWN = (
-    "nothing says what it needs before it was loaded: with `routing.memory: on` it is loaded alone once and measured, "
-    "or `memory:` in its configuration says it"
+    "what it needs is unknown until it has been loaded: with `routing.memory: on` it is loaded alone once and "
+    "measured, or `memory:` in its configuration says it"
 )
 
 
@@ -46,12 +47,12 @@ def environment_of(model: Model, config: Config, environ: Mapping[str, str]) -> 
     return passed | dict(entry.split("=", 1) for entry in model.env if "=" in entry)
 
 
-def find_model(config: Config, name: str) -> Model:
+def find_model(config: Config, name: str, file: Path) -> Model:
     """The model with this ID or alias."""
     for model in config.models.values():
         if name in (model.id, *model.aliases):
             return model
-    raise click.ClickException(f"{name} is neither a file nor a model of the configuration")
+    raise click.ClickException(f"{name} is neither a file nor a model of {file} (--config names another configuration)")
 
 
 def learned(client: ApiClient, model: str) -> JsonObject | None:
@@ -92,10 +93,12 @@ def estimate(context: CliContext, what: str, config: Path, **flags: object) -> N
     """
     model = None
     if Path(what).is_file():
+        if not is_gguf(Path(what)):
+            raise click.ClickException(f"{what} is not a GGUF file; a model of the configuration is named by its ID")
         argv, environment = ["llama-server", "-m", what], dict(os.environ)
     else:
         found = usable(config)
-        model = find_model(found, what)
+        model = find_model(found, what, config)
         argv, environment = command_line.split(model.cmd), environment_of(model, found, os.environ)
     for name, value in flags.items():
         argv += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]

@@ -97,7 +97,9 @@ def _device(device: JsonObject) -> list[str]:
         + (" (squeezed)" if row["squeezed"] else "")
         for row in device["models"]
     )
-    foreign = size(device["foreign_mib"]) + (f" ({device['foreign_by']})" if device["foreign_by"] else "")
+    foreign = size(device["foreign_mib"]) + (
+        f" ({device['foreign_by']})" if device["foreign_mib"] and device["foreign_by"] else ""
+    )
     sizes = [size(device[name]) for name in ("total_mib", "free_mib", "reserve_mib")]
     return [device["device"], escape(device["name"]), *sizes, escape(foreign), escape(models)]
 

@@ -44,6 +44,17 @@ class EstimateTests(SynchronousTestCase):
         self.assertRegex(done.stdout, r"ram +cache +16 MiB")
         self.assertRegex(done.stdout, r"needs \d+ MiB of RAM\n")
 
+    def test_file_that_is_no_gguf_is_an_error(self):
+        done = self.run_estimate(str(self.folder / "config.yaml"))
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn("config.yaml is not a GGUF file", done.output)
+
+    def test_unknown_model_names_the_configuration_that_was_read(self):
+        done = self.run_estimate("owl", config="models: {}")
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn(f"owl is neither a file nor a model of {self.folder / 'config.yaml'}", done.output)
+        self.assertIn("--config", done.output)
+
     def test_flags_change_the_command(self):
         def cache(*flags):
             parts = self.document(str(self.model), *flags, gpus=True)["parts"]
@@ -96,7 +107,7 @@ class EstimateTests(SynchronousTestCase):
         config = "models: {odd: {cmd: 'thing --port ${PORT}'}}"
         done = self.run_estimate("odd", config=config)
         self.assertEqual(done.exit_code, 0)
-        self.assertIn("odd: nothing says what it needs before it was loaded", done.stdout)
+        self.assertIn("odd: what it needs is unknown until it has been loaded", done.stdout)
         self.assertIsNone(self.document("odd", config=config)["source"])
 
     def test_configuration_that_cannot_be_used_is_an_error_of_the_command(self):
@@ -107,4 +118,4 @@ class EstimateTests(SynchronousTestCase):
     def test_unknown_name_is_an_error(self):
         done = self.run_estimate("fish", config="models: {odd: {cmd: 'thing --port ${PORT}'}}")
         self.assertEqual(done.exit_code, 1)
-        self.assertIn("fish is neither a file nor a model of the configuration", done.stderr)
+        self.assertIn("fish is neither a file nor a model of ", done.stderr)

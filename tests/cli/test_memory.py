@@ -29,7 +29,8 @@ MEMORY = {
         },
         {
             "device": "gpu0", "name": "Test [GPU]", "total_mib": 24576, "free_mib": 1000, "reserve_mib": 512,
-            "foreign_mib": 0, "foreign_by": "", "models": [share("owl", 9216), share("hen", 4000, "gguf", True)],
+            "foreign_mib": 0, "foreign_by": "firefox-gpu",
+            "models": [share("owl", 9216), share("hen", 4000, "gguf", True)],
         },
     ],
     "needs": {
@@ -57,6 +58,9 @@ class ShowTests(SynchronousTestCase):
             "would fit together",
         ):
             self.assertIn(part, done.stdout)
+
+    def test_program_that_uses_nothing_beside_a_budget_is_not_named(self):
+        self.assertNotIn("firefox-gpu", invoke(["memory"], Server().on("GET /api/memory", MEMORY)).stdout)
 
     def test_json_is_the_servers_document(self):
         done = invoke(["memory", "--json"], Server().on("GET /api/memory", MEMORY))
