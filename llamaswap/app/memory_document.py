@@ -30,8 +30,9 @@ class MemoryReport:
 
     def document(self) -> dict[str, object]:
         """A `MemoryDocument`."""
-        needs = {model: self.monitor.known_need(model) for model in sorted(self.monitor.models())}
-        devices = self.with_leases(Ledger(self.monitor.devices())).devices
+        limited = self.monitor.devices()
+        needs = {model: self.monitor.known_need(model, limited) for model in sorted(self.monitor.models())}
+        devices = self.with_leases(Ledger(limited)).devices
         return asdict(
             MemoryDocument(
                 self.routing().memory.mode,

@@ -168,9 +168,9 @@ class MemoryMonitor:
             waiter.callback(None)
         self._estimate_next()
 
-    def known_need(self, model: str) -> MemoryNeed | None:
-        """What the model is expected to use, by the best source there is; None if it is unknown."""
-        declared = self.declared(model, self.devices())
+    def known_need(self, model: str, devices: Mapping[str, Device]) -> MemoryNeed | None:
+        """What the model is expected to use of `devices()`, by the best source there is; None if it is unknown."""
+        declared = self.declared(model, devices)
         if declared is not None:
             return declared
         footprint = self.learner.footprints.get(model)
@@ -181,7 +181,7 @@ class MemoryMonitor:
         self._settled.discard(model)
         self._stopping.discard(model)
         view = next((one for one in self.servers() if one.model == model), None)
-        self.learner.started(model, view.argv if view is not None else (), self.known_need(model))
+        self.learner.started(model, view.argv if view is not None else (), self.known_need(model, self.devices()))
 
     def _became_ready(self, view: ServerView) -> None:
         self.learner.ready(view.model, view.load_seconds, has_gpus=len(self.use.devices) > 1)
@@ -310,11 +310,12 @@ class MemoryMonitor:
         return {name: limited(name, device, self._foreign[name], settings) for name, device in self.use.devices.items()}
 
     def _build(self) -> Ledger:
-        needs = {model: need for model in self.models() if (need := self.known_need(model)) is not None}
+        devices = self.devices()
+        needs = {model: need for model in self.models() if (need := self.known_need(model, devices)) is not None}
         present = {view.model for view in self.servers()}
         footprints = self.learner.footprints
         return Ledger(
-            devices=self.devices(),
+            devices=devices,
             needs=needs,
             used={model: dict(use.sizes) for model, use in self.use.models.items() if model in self._settled & present},
             load_seconds={
@@ -332,8 +333,8 @@ class MemoryMonitor:
         """Estimate the need of one model after the other of which nothing is known."""
         if self.estimate is None or self._estimating or not self.running or not self.estimating():
             return
-        unknown = (one for one in sorted(self.models()) if one not in self._estimates and self.known_need(one) is None)
-        model = next(unknown, None)
+        devices, candidates = self.devices(), (one for one in sorted(self.models()) if one not in self._estimates)
+        model = next((one for one in candidates if self.known_need(one, devices) is None), None)
         if model is None:
             return
         self._estimating, run = True, self._run

@@ -36,10 +36,15 @@ class Scene(SynchronousTestCase):
         self.asked = []  # measurements that wait for an answer
         self.measurements = self.rests = 0
         self.held = False
+        self.settings_read = 0
         self.ledgers = []
         self.estimates = []
         self.store = FootprintStore(None, self.fail, self.clock.seconds, self.clock.seconds)
         self.monitor = self.make()
+
+    def read_settings(self):
+        self.settings_read += 1
+        return self.settings
 
     def make(self):
         self.learner = Learner(
@@ -57,7 +62,7 @@ class Scene(SynchronousTestCase):
             servers=lambda: list(self.views.values()),
             waiting=lambda: self.queued,
             models=lambda: self.models,
-            settings=lambda: self.settings,
+            settings=self.read_settings,
             declared=lambda model, devices: self.needs.get(model),
             learner=self.learner,
             changed=self.ledgers.append,
@@ -118,6 +123,18 @@ def succeeded(work):
 
 
 class RhythmTests(Scene):
+    def test_reload_of_many_models_reads_the_settings_of_the_devices_once(self):
+        def reads(models):
+            self.models, before = [f"m{number}" for number in range(models)], self.settings_read
+            self.keys = dict.fromkeys(self.models, "k")
+            self.needs = dict.fromkeys(self.models, MemoryNeed(100))
+            self.monitor.reloaded()
+            return self.settings_read - before
+
+        self.settings = MemorySettings("on")
+        self.monitor.start()
+        self.assertEqual(reads(50), reads(5))
+
     def test_machine_is_measured_once_at_the_start_and_then_rests(self):
         self.monitor.start()
         self.monitor.start()
