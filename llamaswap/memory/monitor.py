@@ -6,7 +6,7 @@ last ledger stays. This module must not know how memory is measured or who decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -24,6 +24,7 @@ from llamaswap.scheduling.memory import RAM, Device, Ledger, MemoryNeed
 INTERVAL = 2.0  # seconds between two measurements while a server runs or a request waits
 FOLLOW_UP = 3.05  # seconds after readiness, when a server is measured again
 PRESSURE_TIME = 5.0  # seconds for which a device's reserve is in use, or its budget exceeded, before a model leaves
+ESTIMATES_INTERVAL = 1.0  # seconds between two ledgers with new estimates: each ledger contains all models
 RECLAIM_TIME = 10.0  # seconds after a stop in which a GPU's memory may still be the stopped server's
 
 log = Logger()
@@ -79,6 +80,8 @@ class MemoryMonitor:
     use: MachineUse = field(factory=MachineUse, init=False)
     ledger: Ledger = field(factory=lambda: Ledger({}), init=False)
     _estimates: dict[str, MemoryNeed | None] = field(factory=dict, init=False)
+    _unestimated: Iterator[str] = field(factory=lambda: iter(()), init=False)
+    _estimates_due: float = field(default=0.0, init=False)
     _settled: set[str] = field(factory=set, init=False)  # models whose server was measured when it was ready
     _stopping: set[str] = field(factory=set, init=False)
     _foreign: dict[str, int] = field(factory=dict, init=False)
@@ -146,7 +149,7 @@ class MemoryMonitor:
     def reloaded(self) -> None:
         """The configuration has changed, or what its models need."""
         if self.running:
-            self._estimates.clear()
+            self._estimates = {}  # not cleared: an estimate of the old configuration may still be added to the old one
             self.refresh()
 
     def refresh(self) -> None:
@@ -166,6 +169,7 @@ class MemoryMonitor:
         waiters, self._known_waiters = self._known_waiters, []
         for waiter in waiters:
             waiter.callback(None)
+        self._unestimated = iter(sorted(self.models()))
         self._estimate_next()
 
     def known_need(self, model: str, devices: Mapping[str, Device]) -> MemoryNeed | None:
@@ -333,11 +337,12 @@ class MemoryMonitor:
         """Estimate the need of one model after the other of which nothing is known."""
         if self.estimate is None or self._estimating or not self.running or not self.estimating():
             return
-        devices, candidates = self.devices(), (one for one in sorted(self.models()) if one not in self._estimates)
+        devices = self.devices()
+        candidates = (one for one in self._unestimated if one in self.models() and one not in self._estimates)
         model = next((one for one in candidates if self.known_need(one, devices) is None), None)
         if model is None:
             return
-        self._estimating, run = True, self._run
+        self._estimating, run, estimates = True, self._run, self._estimates
 
         def done(result: MemoryNeed | Failure | None) -> None:
             if run != self._run:
@@ -345,8 +350,10 @@ class MemoryMonitor:
             self._estimating = False
             if isinstance(result, Failure):
                 log.failure("the memory of {model} could not be estimated", result, model=model)
-            self._estimates[model] = None if isinstance(result, Failure) else result
-            self.publish()
+            estimates[model] = None if isinstance(result, Failure) else result
             self._estimate_next()
+            if not self._estimating or self.clock.seconds() >= self._estimates_due:
+                self._estimates_due = self.clock.seconds() + ESTIMATES_INTERVAL
+                self.publish()
 
         self.estimate(model, self.ledger.devices).addBoth(done)

@@ -36,7 +36,7 @@ class Scene(SynchronousTestCase):
         self.asked = []  # measurements that wait for an answer
         self.measurements = self.rests = 0
         self.held = False
-        self.settings_read = 0
+        self.settings_read = self.needs_read = 0
         self.ledgers = []
         self.estimates = []
         self.store = FootprintStore(None, self.fail, self.clock.seconds, self.clock.seconds)
@@ -45,6 +45,10 @@ class Scene(SynchronousTestCase):
     def read_settings(self):
         self.settings_read += 1
         return self.settings
+
+    def declared(self, model, devices):
+        self.needs_read += 1
+        return self.needs.get(model)
 
     def make(self):
         self.learner = Learner(
@@ -63,7 +67,7 @@ class Scene(SynchronousTestCase):
             waiting=lambda: self.queued,
             models=lambda: self.models,
             settings=self.read_settings,
-            declared=lambda model, devices: self.needs.get(model),
+            declared=self.declared,
             learner=self.learner,
             changed=self.ledgers.append,
             estimate=self.estimate,
@@ -318,6 +322,45 @@ class LedgerTests(Scene):
         self.load(ram=100)
         self.assertEqual(self.ledger.needs["owl"].source, "learned")
         self.assertEqual(len(self.estimates), 2)
+
+    def test_work_for_each_estimate_does_not_grow_with_the_number_of_models(self):
+        def reads_for_each(models):
+            self.models = [f"m{number:03}" for number in range(models)]
+            self.keys = dict.fromkeys(self.models, "k")
+            before, known = self.needs_read, len(self.estimates)
+            self.monitor.reloaded()
+            for model in self.models:
+                found, done = self.estimates[known]
+                self.assertEqual(found, model)
+                done.callback(MemoryNeed(700, source="gguf", firm=False))
+                known += 1
+            self.assertEqual(list(self.ledger.needs), self.models)
+            return (self.needs_read - before) / models
+
+        self.models, self.settings = [], MemorySettings(mode="on")
+        self.monitor.start()
+        self.assertLess(reads_for_each(200), 2 * reads_for_each(20))
+
+    def test_estimates_that_take_long_are_published_before_the_last_one(self):
+        self.settings = MemorySettings(mode="on")
+        self.models = ["m1", "m2", "m3"]
+        self.keys = dict.fromkeys(self.models, "k")
+        self.monitor.start()
+        for seconds, known in ((0, ["m1"]), (0.5, ["m1"]), (0.5, ["m1", "m2", "m3"])):
+            self.clock.advance(seconds)
+            self.estimates[-1][1].callback(MemoryNeed(700, source="gguf", firm=False))
+            self.assertEqual(list(self.ledger.needs), known)
+
+    def test_estimate_of_a_command_that_a_reload_has_changed_is_not_used(self):
+        self.settings = MemorySettings(mode="on")
+        self.models = ["owl"]
+        self.monitor.start()
+        self.monitor.reloaded()
+        self.estimates[0][1].callback(MemoryNeed(700, source="gguf", firm=False))
+        self.assertEqual(self.ledger.needs, {})
+        self.assertEqual([model for model, _ in self.estimates], ["owl", "owl"])
+        self.estimates[1][1].callback(MemoryNeed(900, source="gguf", firm=False))
+        self.assertEqual(self.ledger.needs["owl"].ram, 900)
 
     def test_sizes_are_known_when_they_were_looked_up(self):
         self.held = True
