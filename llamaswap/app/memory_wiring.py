@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from llamaswap.app.memory_document import MemoryReport
 from llamaswap.app.settings import ServiceContext
-from llamaswap.config import Config, Model
+from llamaswap.config import Config
 from llamaswap.config.command_line import split
 from llamaswap.events import RequestQueued, SleepEnded, StateChanged
 from llamaswap.fake_boards import FAKE_BOARDS, fake_boards
@@ -35,8 +35,6 @@ from llamaswap.observe.nvidia import binding
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.scheduling.memory import Device, MemoryNeed
 from llamaswap.servers import procfs
-from llamaswap.servers.environment import for_servers
-from llamaswap.web.secret_masking import known_secrets
 from llamaswap.wire.byte_budget import MIB
 
 if TYPE_CHECKING:
@@ -204,7 +202,7 @@ class MemoryParts:
 
     def _estimate(self, model: str, devices: Mapping[str, Device]) -> Deferred[MemoryNeed | None]:
         definition = self.models.router.config.models[model]
-        environ = self._environment(definition)
+        environ = self.models.launcher.environment(definition.env, definition.env_policy)
 
         def estimate() -> MemoryNeed | None:
             from llamaswap.memory.estimate import Estimator  # here, because only `memory: on` needs it
@@ -216,18 +214,12 @@ class MemoryParts:
 
         return self.store_thread(estimate)
 
-    def _environment(self, definition: Model) -> dict[str, str]:
-        """The environment of a model's server."""
-        secrets = known_secrets(self.models.router.config)
-        environ = for_servers(self.context.child_environ, definition.env_policy, secrets)
-        return environ | dict(entry.split("=", 1) for entry in definition.env if "=" in entry)
-
     def _llamaswap_chooses(self, model: str) -> bool:
         definition = self.models.router.config.models.get(model)
         return definition is not None and (definition.gpus.auto or definition.gpus.count > 0)
 
     def _key_of(self, model: str) -> Callable[[], str]:
-        boards, find = self._boards, self.models.launcher.find
+        boards, launcher = self._boards, self.models.launcher
         definition = self.models.router.config.models[model]
         # The number of chosen GPUs counts, not which ones they are, nor the port.
         count = (0 if definition.gpus.auto else definition.gpus.count) if self._llamaswap_chooses(model) else None
@@ -236,7 +228,8 @@ class MemoryParts:
             # Here, on the thread, because the definitions of thousands of models take half a second.
             placed = definition.with_gpus(tuple(range(count or 1))).with_port(1)
             argv = _words(placed.cmd)
-            return footprint_key(argv, self._environment(placed), find(argv[0]) if argv else None, boards, count)
+            environ = launcher.environment(placed.env, placed.env_policy)
+            return footprint_key(argv, environ, launcher.find(argv[0]) if argv else None, boards, count)
 
         return make
 

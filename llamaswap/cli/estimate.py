@@ -24,7 +24,7 @@ from llamaswap.memory.spread import MIB, Estimate
 from llamaswap.observe.gpu_sources import usual
 from llamaswap.observe.gpus import GpuReader
 from llamaswap.scheduling.memory import RAM, Device, MemoryNeed
-from llamaswap.servers.environment import for_servers
+from llamaswap.servers.environment import server_environment
 from llamaswap.web.secret_masking import known_secrets
 
 LEARNED = ("learned", "carried")
@@ -43,8 +43,7 @@ def machine(environ: Mapping[str, str]) -> dict[str, Device]:
 
 def environment_of(model: Model, config: Config, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment that the model's server gets."""
-    passed = for_servers(environ, model.env_policy, known_secrets(config))
-    return passed | dict(entry.split("=", 1) for entry in model.env if "=" in entry)
+    return server_environment(environ, model.env_policy, known_secrets(config), model.env)
 
 
 def find_model(config: Config, name: str, file: Path) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
 
 # What a server needs to run at all, to find its libraries, devices, caches and models, and to reach the network.
@@ -34,3 +34,10 @@ def for_servers(environ: Mapping[str, str], policy: str, secrets: Collection[str
         and not (digests and f"sha256:{sha256(value.encode('utf-8', 'surrogateescape')).hexdigest()}" in digests)
         and (policy != "clean" or name in CLEAN_NAMES or name.startswith(CLEAN_PREFIXES))
     }
+
+
+def server_environment(
+    environ: Mapping[str, str], policy: str, secrets: Collection[str], env: Iterable[str]
+) -> dict[str, str]:
+    """The environment of a server: what it gets of `environ`, and over that its own `env` (K=V, later ones win)."""
+    return for_servers(environ, policy, secrets) | dict(entry.split("=", 1) for entry in env if "=" in entry)

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorT
 from twisted.logger import Logger
 
 from llamaswap.servers import procfs, sessionleader
-from llamaswap.servers.environment import for_servers
+from llamaswap.servers.environment import server_environment
 from llamaswap.servers.procfs import MARK
 from llamaswap.servers.server_snapshot import Adopted
 from llamaswap.servers.spawn import Child, ChildRecord, Kernel
@@ -56,6 +56,10 @@ class Launcher:
         """The file that a command's first word names, looked up in llamaswap's PATH, not in that of the model's env."""
         return self.which(name, self.environ.get("PATH", os.defpath))
 
+    def environment(self, env: Iterable[str], policy: str) -> dict[str, str]:
+        """The environment of a server with `env` under `policy`, without the mark of a process."""
+        return server_environment(self.environ, policy, self.secrets(), env)
+
     def launch(
         self,
         executable: str,
@@ -75,10 +79,8 @@ class Launcher:
         env = tuple(env)
         spare, self._spare = self._spare, None
         child = spare if spare is not None and spare.status is None else self._start_leader()
-        passed = for_servers(self.environ, policy, self.secrets())
-        pairs = [f"{key}={value}" for key, value in passed.items()]
-        pairs += [entry for entry in env if "=" in entry]
-        pairs.append(f"{MARK}={child.mark}")
+        environment = self.environment(env, policy) | {MARK: child.mark}
+        pairs = [f"{key}={value}" for key, value in environment.items()]
         try:
             instruction = sessionleader.instruct(
                 os.fsencode(executable), [os.fsencode(word) for word in argv], [os.fsencode(pair) for pair in pairs]
