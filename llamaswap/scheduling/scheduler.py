@@ -321,6 +321,7 @@ class Scheduler(MemoryTransitions):
         for model in [*stale, *(name for name in self.models if name not in rules.models)]:
             self.failures.pop(model, None)
             self.enlarged.pop(model, None)
+            self.alone.discard(model)
             self._restore.pop(model, None)
             if model not in rules.models:
                 self._refuse_queued(UnknownModel(model), model)

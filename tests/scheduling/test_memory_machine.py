@@ -433,6 +433,16 @@ class OutOfMemoryTests(SynchronousTestCase):
         used_once(here, "a", "b")
         self.assertEqual(here.ready, {"a", "b"})
 
+    def test_changed_model_is_not_loaded_alone_because_its_earlier_definition_ran_out_of_memory(self) -> None:
+        here = used_once(memory_world(needs={"a": ram(40), "b": ram(40)}), "a")
+        ticket = here.request("b")
+        self.out_of_memory(here, "b")
+        here.cancel(ticket)
+        here.retune(here.rules, "b")
+        here.load_all()
+        used_once(here, "a", "b")
+        self.assertEqual(here.ready, {"a", "b"})
+
     def test_model_that_ran_out_of_memory_in_service_gets_more_at_its_next_load(self) -> None:
         here = used_once(memory_world(needs={"a": ram(58), "b": ram(40)}), "b")
         here.lose("b")
