@@ -87,10 +87,10 @@ class Occupant:
 
 @frozen
 class Placement:
-    """Room for a model. `evicts` have to leave for it. It will use `sizes` (None: unknown), on these `gpus`.
-    If there is no room, `obstacle` says why:
+    """Where a model is loaded: it will use `sizes` (None: unknown) on these `gpus` once `evicts` have left.
 
-    never: the machine is too small. kept: models that cannot be evicted use too much. foreign: other programs do.
+    A model that cannot be loaded has an `obstacle` instead. never: the machine is too small. kept: models that cannot
+    be evicted use too much memory. foreign: other programs do.
     """
 
     evicts: tuple[str, ...] = ()
@@ -115,15 +115,14 @@ def place(ledger: Ledger, model: str, occupants: Sequence[Occupant]) -> Placemen
     possible = [option for option in options if _assign(need.ram, option, machine) is not None]
     if not possible:
         return Placement(obstacle="never") if need.firm else alone
-    room = {name: size - ledger.devices[name].foreign for name, size in machine.items()}
+    room = _less({name: size - ledger.devices[name].foreign for name, size in machine.items()}, kept)
     best: Placement | None = None
     best_cost = inf
     for option in possible:
-        search = _Search(need.ram, option, leaving, _less(room, kept))
+        search = _Search(need.ram, option, leaving, room)
         cost = search.run()
         if search.kept is not None and cost < best_cost:
-            left = _less(_less(room, kept), search.kept)
-            sizes = _assign(need.ram, option, left)
+            sizes = _assign(need.ram, option, _less(room, search.kept))
             assert sizes is not None, "the search accepts only sets that make room"
             stay = {one.model for one in search.kept}
             evicts = tuple(sorted(one.model for one in leaving if one.model not in stay))
@@ -262,14 +261,19 @@ def expected_use(ledger: Ledger, model: str, planned: Sizes | None) -> Sizes | N
     used, need = ledger.used.get(model), ledger.needs.get(model)
     if used is None or need is None or need.source != "learned":
         return used if used is not None else planned
-    sizes = {**used, RAM: max(used.get(RAM, 0), need.ram)}
-    devices = sorted((name for name in used if name != RAM), key=lambda name: -used[name])
-    for option in need.options:
-        if len(option) == len(devices):
-            for device, share in zip(devices, sorted(option, key=lambda one: -one.size), strict=True):
-                sizes[device] = max(used[device], share.size)
-            break
-    return sizes
+    placed = (on_gpus_in_use(option, used) for option in need.options)
+    shares = next((option for option in placed if option is not None), ())
+    more = {share.device: max(used[share.device], share.size) for share in shares}
+    return {**used, RAM: max(used.get(RAM, 0), need.ram), **more}
+
+
+def on_gpus_in_use(option: tuple[GpuShare, ...], used: Sizes) -> tuple[GpuShare, ...] | None:
+    """The option on the GPUs that a server uses, the largest share where it uses most; None if their numbers differ."""
+    gpus = sorted((name for name in used if name != RAM), key=lambda name: -used[name])
+    shares = sorted(option, key=lambda share: -share.size)
+    if len(gpus) != len(shares):
+        return None
+    return tuple(GpuShare(share.size, gpu) for share, gpu in zip(shares, gpus, strict=True))
 
 
 def gpu_numbers(devices: Iterable[str]) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from llamaswap.errors import DoesNotFit, MemoryInUse, NotReady
 from llamaswap.scheduling.memory import (
     BUSY,
     RAM,
-    GpuShare,
     Ledger,
     Occupant,
     Placement,
@@ -20,6 +19,7 @@ from llamaswap.scheduling.memory import (
     expected_use,
     in_words,
     need_in_words,
+    on_gpus_in_use,
     place,
     room_in_words,
     sizes_in_words,
@@ -59,11 +59,8 @@ def _ledger_for(state: SchedulerState, model: str) -> Ledger:
         )
         need = evolve(need, ram=int(need.ram * factor), options=options, firm=False)
     if server is not None and server.memory and (server.phase is Phase.SUSPENDED or server.suspending):
-        gpus = [device for device in server.memory if device != RAM]
         options = tuple(
-            tuple(GpuShare(share.size, gpu) for share, gpu in zip(option, gpus, strict=True))
-            for option in need.options
-            if len(option) == len(gpus)
+            placed for option in need.options if (placed := on_gpus_in_use(option, server.memory)) is not None
         )
         need = evolve(need, options=options or need.options)
     if need is state.ledger.needs[model]:

@@ -49,6 +49,19 @@ class SuspendedModelTests(SynchronousTestCase):
         self.assertEqual(self.starts(self.request("large")), [("large", (), [])])
         self.assertEqual(self.starts(self.request("other")), [], "both would be on the GPU")
 
+    def test_suspended_model_with_unequal_shares_resumes_on_the_gpus_where_its_process_is(self) -> None:
+        needs = {"large": MemoryNeed(0, ((GpuShare(20), GpuShare(60)),))}
+        devices = {"ram": Device(100), "gpu0": Device(100), "gpu1": Device(30)}
+        self.scheduler.memory_changed(Ledger(devices, needs), self.now)
+        self.assertEqual(self.starts(self.request("large")), [("large", (), [])])
+        self.scheduler.swap_finished(1, None, self.now)
+        self.scheduler.served(Ticket(1, "large", self.now), self.now)
+        self.scheduler.ttl_changed("large", 5.0, self.now)
+        self.scheduler.idle_expired("large", self.now + 5.0)
+        self.scheduler.suspended("large", self.now + 5.0)
+        [swap] = [one for one in self.request("large") if isinstance(one, StartSwap)]
+        self.assertEqual(swap.gpus, ("gpu0", "gpu1"))
+
     def test_model_whose_memory_in_ram_is_needed_is_stopped_and_not_suspended(self) -> None:
         self.suspend_large()
         self.request("large")
