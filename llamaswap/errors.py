@@ -157,22 +157,18 @@ class MemoryInUse(RequestError):
     model: str
     need: str
     used: str
-    programs: tuple[str, ...] = ()
     retry_after: int = 5
-
-    def __str__(self) -> str:
-        names = f" ({', '.join(self.programs)})" if self.programs else ""
-        return f"{self.model} needs {self.need}, but other programs{names} use {self.used}"
+    text = "{self.model} needs {self.need}, but other programs use {self.used}"
 
 
 @frozen
 class LeaseRefused(RequestError):
-    """A program gets no memory now, because of `reason`. Try again later, or wait longer."""
+    """A lease of memory was not granted, because of `reason`. Try again later, or wait longer."""
 
     lease: str
     reason: str
     retry_after: int = 5
-    text = "there is no room for {self.lease}: {self.reason}"
+    text = "{self.lease} was not granted: {self.reason}"
 
 
 @frozen

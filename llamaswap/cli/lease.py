@@ -153,7 +153,7 @@ def reasons(context: CliContext, client: ApiClient) -> Iterator[None]:
                 for one in client.json("/api/leases")["leases"]:
                     reason = one.get("reason")
                     if one.get("pid") == os.getpid() and reason and reason != said and not done.is_set():
-                        context.note(f"no room yet: {reason}")
+                        context.note(f"the lease is not granted yet: {reason}")
                         said = reason
 
     Thread(target=watch, daemon=True).start()

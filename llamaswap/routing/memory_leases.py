@@ -129,7 +129,7 @@ class MemoryLeases:
             lease.held = await self._within(lease, lease.pending.granted, wait)
             lease.memory = self.router.memory_lease_granted(lease.model)
             if not lease.sizes:
-                raise LeaseRefused(lease.model, "memory does not decide any more")
+                raise LeaseRefused(lease.model, "`routing.memory: on` was turned off")
         except BaseException:  # a cancellation too
             self._forget(lease)
             raise
@@ -141,7 +141,7 @@ class MemoryLeases:
         """Refuse what no wait could bring."""
         name = LEASE + request.name
         if len(self._leases) >= MAX_LEASES:
-            raise LeaseRefused(name, f"there are {MAX_LEASES} leases already")
+            raise LeaseRefused(name, f"{MAX_LEASES} leases exist already, which is the limit")
         devices = self.router.ledger.devices
         if RAM not in devices:
             raise LeaseRefused(name, "the memory of this machine has not been measured yet")
@@ -160,7 +160,9 @@ class MemoryLeases:
 
         def give_up() -> None:
             found = self.router.wait_reason(lease.model)
-            overdue.append(LeaseRefused(lease.model, found.reason if found is not None else "there was no room"))
+            overdue.append(
+                LeaseRefused(lease.model, found.reason if found is not None else "its memory was not free in time")
+            )
             granted.cancel()
 
         timer = self.clock.callLater(wait, give_up) if wait else None

@@ -156,7 +156,7 @@ def leaves_no_room(state: SchedulerState, reservation: Reservation, model: str, 
 
 
 def without_room(state: SchedulerState, model: str, placement: Placement) -> Decision:
-    """What a request meets for which there is no room, whatever is evicted."""
+    """What a request meets if its model does not fit, whatever is evicted."""
     need = need_in_words(state.ledger.needs[model])
     if placement.obstacle == "never":
         too_large = DoesNotFit(model, need, room_in_words(state.ledger))
@@ -166,14 +166,12 @@ def without_room(state: SchedulerState, model: str, placement: Placement) -> Dec
         error = NotReady(model, f"cannot load {model}, which needs {need}: {', '.join(kept)} cannot be evicted")
         return Decision(model, "refuse", reason=str(error), error=error)
     needed = state.ledger.needs[model]
-    devices = {
-        name: device
-        for name, device in state.ledger.devices.items()
+    used = " and ".join(
+        sizes_in_words({name: device.foreign}) + (f" ({device.foreign_by})" if device.foreign_by else "")
+        for name, device in sorted(state.ledger.devices.items())
         if device.foreign and (needed.ram if name == RAM else any(needed.options))
-    }
-    foreign = {name: device.foreign for name, device in devices.items()}
-    programs = [device.foreign_by for device in devices.values() if device.foreign_by]
-    in_use = MemoryInUse(model, need, sizes_in_words(foreign), tuple(dict.fromkeys(programs)))
+    )
+    in_use = MemoryInUse(model, need, used)
     return Decision(model, "queue", reason=str(in_use), error=in_use)
 
 

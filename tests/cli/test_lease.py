@@ -44,10 +44,10 @@ class LeaseTests(SynchronousTestCase):
         self.assertEqual(done.exit_code, 5)
 
     def test_refusal_is_shown_and_nothing_runs(self):
-        refused = Server().on("POST /api/leases", (503, {"error": {"message": "there is no room"}}))
+        refused = Server().on("POST /api/leases", (503, {"error": {"message": "lease:train-1 was not granted"}}))
         done = self.run_lease("--vram", "1G", "--wait", "0", *self.python("print('ran')"), server=refused)
         self.assertEqual(done.exit_code, 1)
-        self.assertIn("there is no room", done.stderr)
+        self.assertIn("lease:train-1 was not granted", done.stderr)
         self.assertEqual((refused.bodies[0]["wait"], refused.asked), (0.0, ["POST /api/leases"]))
 
     def test_lease_is_given_back_if_the_command_cannot_run(self):

@@ -29,7 +29,7 @@ class PsTests(SynchronousTestCase):
             self.assertIn(part, done.stdout)
 
     def test_reason_of_a_wait_is_that_of_the_plan(self):
-        plan = {"reason": "late needs 9.0 GiB, but other programs (firefox) use 20.0 GiB", "waits_for": []}
+        plan = {"reason": "late needs 9.0 GiB, but other programs use 20.0 GiB of gpu0 (firefox)", "waits_for": []}
         server = server_with(detail("owl")).on("GET /api/plan?model=late", plan)
         self.assertIn("waiting 1.5s for late (place 1): late needs 9.0 GiB, but", invoke(["ps"], server).stdout)
         self.assertEqual(json.loads(invoke(["ps", "--json"], server).stdout)["queue"][0]["reason"], plan["reason"])

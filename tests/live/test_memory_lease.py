@@ -158,7 +158,7 @@ class TestLease(SynchronousTestCase):
             self.assertEqual(first.stdout.readline(), "runs\n")
             second = self.lease(product, "--ram", "300MiB", "--wait", "0")
             self.assertEqual(second.wait(15), 1)
-            self.assertRegex(second.stderr.read(), r"there is no room for .*: waiting for lease:first-\w+ to finish")
+            self.assertRegex(second.stderr.read(), r"lease:\S+ was not granted: waiting for lease:first-\w+ to finish")
         with self.product("advise") as product:
             refused = self.lease(product, "--ram", "300MiB")
             self.assertEqual(refused.wait(15), 1)

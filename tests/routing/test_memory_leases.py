@@ -165,7 +165,7 @@ class RefusalTests(SynchronousTestCase):
         desk = Desk(gpus=1)
         desk.here.lease("a")
         [error] = desk.take(vram=20, wait=0)
-        self.assertEqual(str(error), "there is no room for lease:train-1: waiting for a to finish")
+        self.assertEqual(str(error), "lease:train-1 was not granted: waiting for a to finish")
         self.assertEqual(desk.leases.all(), [])
 
     def test_lease_without_a_wait_evicts_an_idle_model(self):

@@ -1,4 +1,4 @@
-"""Room for models: which models leave, on which GPUs a model is placed, and what is said if there is no room."""
+"""Placement by memory: which models leave, on which GPUs a model is loaded, and why a model cannot be loaded."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class MemoryWorld(World):
     taken: dict[str, dict[str, int]] = Factory(dict)
 
     def send_ledger(self) -> None:
-        devices = {name: Device(size, 0, self.foreign.get(name, 0)) for name, size in self.total.items()}
+        devices = {name: Device(size, 0, self.foreign.get(name, 0), "train") for name, size in self.total.items()}
         needs = {
             model: MemoryNeed(ram, (tuple(GpuShare(size) for size in gpus),), "learned")
             for model, (gpus, ram) in self.needs.items()
@@ -237,7 +237,9 @@ class MemoryDecisionTests(SynchronousTestCase):
         here.advance(FOREIGN_MEMORY_WAIT - 1)
         self.assertEqual(here.refused, {})
         here.advance(2.0)
-        self.assertIsInstance(here.refused[ticket.number], MemoryInUse)
+        error = here.refused[ticket.number]
+        self.assertIsInstance(error, MemoryInUse)
+        self.assertIn("a needs 60 MiB of RAM (learned), but other programs use 60 MiB of RAM (train)", str(error))
 
     def test_request_is_served_when_the_other_program_has_ended(self) -> None:
         here = memory_world(needs={"a": ram(60)})
@@ -248,7 +250,7 @@ class MemoryDecisionTests(SynchronousTestCase):
         here.load_all()
         self.assertIn(ticket.number, here.granted)
 
-    def test_starved_request_that_waits_for_another_program_holds_no_one_up(self) -> None:
+    def test_starved_request_that_waits_for_another_program_does_not_delay_other_loads(self) -> None:
         here = memory_world(needs={"a": ram(60), "b": ram(30)})
         here.change_foreign("ram", 60)
         here.request("a")
