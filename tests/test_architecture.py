@@ -24,6 +24,7 @@ LAYER = {
     "http_client": 0.5,
     "hub_cache": 0.5,
     "kernel_files": 0.5,
+    "nvml": 0.5,
     "sqlite_file": 0.5,
     "fake_boards": 0.5,
     "servers": 1,
@@ -51,7 +52,7 @@ VIOLATIONS: dict[tuple[str, str], str] = {}
 LIBRARIES = {
     0: {"attrs"},
     0.5: {"attrs", "twisted", "zope", "treq"},
-    1: {"attrs", "twisted", "zope", "automat", "httptools", "psutil", "zstandard", "pynvml"},
+    1: {"attrs", "twisted", "zope", "automat", "httptools", "psutil", "zstandard"},
     2: {"attrs", "twisted", "zope", "treq"},
     3: {"attrs", "twisted", "zope", "klein", "werkzeug", "treq"},
     4: {"attrs", "twisted", "zope", "treq", "OpenSSL"},
@@ -59,6 +60,7 @@ LIBRARIES = {
 MORE_LIBRARIES = {
     "config/yaml_tree": {"yaml"},
     "kernel_files": {"psutil"},
+    "nvml": {"pynvml"},
     "config/patterns": {"re2"},
     "config/reload": {"twisted"},
     "proxy/listen": {"OpenSSL"},

@@ -27,11 +27,11 @@ from llamaswap.memory.monitor import MemoryMonitor, ServerView
 from llamaswap.memory.needs import need_elsewhere
 from llamaswap.memory.nvidia_use import ListedUse, NvidiaUse
 from llamaswap.memory.process_memory import children_of, largest_process
+from llamaswap.nvml import NvmlLibrary
 from llamaswap.observe.activity_row import ActivityStored
 from llamaswap.observe.command_output import Programs
 from llamaswap.observe.exposition import MetricFamily
 from llamaswap.observe.gpus import GpuReading
-from llamaswap.observe.nvidia import binding
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.scheduling.memory import Device, MemoryNeed
 from llamaswap.servers import procfs
@@ -55,7 +55,7 @@ class MemoryParts:
         reactor, router = context.reactor, models.router
         self.thread = WorkerThread("memory", reactor)
         self.store_thread = WorkerThread("footprints", reactor)
-        self.nvidia = NvidiaUse(binding)
+        self.nvidia = NvidiaUse(NvmlLibrary())
         self.measurer = Measurer(
             listed=self._listed_use,
             family=_family,
@@ -183,7 +183,7 @@ class MemoryParts:
 
     def _rest(self) -> None:
         """Let the GPUs sleep."""
-        self.thread(self.nvidia.close)
+        self.thread(self.nvidia.library.close)
         self.models.driver_thread(self.models.gpus.close)
 
     def _listed_use(self) -> Mapping[int, ListedUse]:

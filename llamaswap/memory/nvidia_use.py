@@ -8,6 +8,7 @@ from types import ModuleType
 from attrs import define, field, frozen
 
 from llamaswap.memory.process_memory import program_of
+from llamaswap.nvml import NvmlLibrary
 from llamaswap.wire.byte_budget import MIB
 
 # A process may be in several lists, with the same number. Older bindings lack the last one.
@@ -29,15 +30,14 @@ class ListedUse:
 
 @define(eq=False)
 class NvidiaUse:
-    """Asks the driver's library; `load` imports its optional binding, which may raise ImportError.
+    """Asks the driver's library.
 
     In a container the library may list the numbers that processes have outside: those that are not `visible` are left
     out.
     """
 
-    load: Callable[[], ModuleType]
+    library: NvmlLibrary
     visible: Callable[[int], bool] = lambda pid: bool(program_of(pid))
-    _nvml: ModuleType | None = field(default=None, init=False)
     _missing: bool = field(default=False, init=False)
 
     def read(self) -> dict[int, ListedUse]:
@@ -45,30 +45,17 @@ class NvidiaUse:
         if self._missing:
             return {}
         try:
-            if self._nvml is None:
-                nvml = self.load()
-                nvml.nvmlInit()
-                self._nvml = nvml
-            nvml = self._nvml
+            nvml = self.library.open()
             return {index: self._seen(_listed(nvml, index)) for index in range(nvml.nvmlDeviceGetCount())}
         except ImportError:
             self._missing = True
         except Exception:  # drivers fail in many ways; the next reading may work
-            self.close()
+            self.library.close()
         return {}
 
     def _seen(self, listed: ListedUse) -> ListedUse:
         sizes = {pid: size for pid, size in listed.sizes.items() if self.visible(pid)}
         return ListedUse(sizes, listed.complete and len(sizes) == len(listed.sizes))
-
-    def close(self) -> None:
-        """Close the library until the next reading, so that GPUs can sleep. Idempotent."""
-        if self._nvml is not None:
-            nvml, self._nvml = self._nvml, None
-            try:
-                nvml.nvmlShutdown()
-            except nvml.NVMLError:
-                pass  # an unloaded driver has nothing to shut down
 
 
 def _listed(nvml: ModuleType, index: int) -> ListedUse:

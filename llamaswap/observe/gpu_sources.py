@@ -7,10 +7,11 @@ from types import MappingProxyType
 
 from llamaswap.fake_boards import FAKE_BOARDS, fake_boards
 from llamaswap.kernel_files import machine_memory
+from llamaswap.nvml import NvmlLibrary
 from llamaswap.observe.amd import read_amdgpu, read_rocm_smi
 from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpus import GpuReading, GpuSource
-from llamaswap.observe.nvidia import Nvml, read_nvidia_smi
+from llamaswap.observe.nvidia import read_nvidia_smi, read_nvml
 from llamaswap.wire.byte_budget import MIB
 
 
@@ -21,9 +22,9 @@ def usual(platform: str, environ: Mapping[str, str] = MappingProxyType({})) -> l
     programs = Programs()
     if platform == "darwin":
         return [GpuSource("ioreg", lambda: read_ioreg(programs))]
-    nvml = Nvml()
+    nvml = NvmlLibrary()
     return [
-        GpuSource("NVML", nvml.read, nvml.close),
+        GpuSource("NVML", lambda: read_nvml(nvml.open()), nvml.close),
         GpuSource("nvidia-smi", lambda: read_nvidia_smi(programs)),
         GpuSource("rocm-smi", lambda: read_rocm_smi(programs)),
         GpuSource("amdgpu", read_amdgpu),

@@ -18,10 +18,10 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from llamaswap.kernel_files import file_text, machine_memory
+from llamaswap.nvml import binding
 from llamaswap.observe.accelerators import Accelerator, find_all
 from llamaswap.observe.command_output import NotInstalled, Programs
 from llamaswap.observe.log_format import rfc3339nano
-from llamaswap.observe.nvidia import binding
 from llamaswap.observe.worker import RunBlocking
 
 log = Logger()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TypeVar
 
-from attrs import define, evolve, field
+from attrs import evolve
 
 from llamaswap.kernel_files import machine_memory, number
 from llamaswap.observe.command_output import Programs
@@ -26,38 +26,9 @@ def text(value: bytes | str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def binding() -> ModuleType:
-    """NVML's Python binding, which is optional: most machines have no NVIDIA GPU."""
-    import pynvml  # type: ignore[import-untyped,import-not-found,unused-ignore]  # it ships no types
-
-    return pynvml  # type: ignore[no-any-return,unused-ignore]
-
-
-@define(eq=False)
-class Nvml:
-    """Reads through the driver's library: a millisecond per GPU, without a process."""
-
-    load: Callable[[], ModuleType] = binding
-    memory: Callable[[], tuple[int, int]] = machine_memory
-    _nvml: ModuleType | None = field(default=None, init=False)
-
-    def read(self) -> list[GpuReading]:
-        """All GPUs; the first reading opens the library."""
-        if self._nvml is None:
-            nvml = self.load()
-            nvml.nvmlInit()
-            self._nvml = nvml
-        nvml = self._nvml
-        return [_nvml_reading(nvml, index, self.memory) for index in range(nvml.nvmlDeviceGetCount())]
-
-    def close(self) -> None:
-        """Close the library. Idempotent."""
-        if self._nvml is not None:
-            nvml, self._nvml = self._nvml, None
-            try:
-                nvml.nvmlShutdown()
-            except nvml.NVMLError:
-                pass  # an unloaded driver has nothing to shut down
+def read_nvml(nvml: ModuleType, memory: Callable[[], tuple[int, int]] = machine_memory) -> list[GpuReading]:
+    """The readings through the driver's library: a millisecond per GPU, without a process."""
+    return [_nvml_reading(nvml, index, memory) for index in range(nvml.nvmlDeviceGetCount())]
 
 
 def _nvml_reading(nvml: ModuleType, index: int, machine: Callable[[], tuple[int, int]]) -> GpuReading:

@@ -7,6 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.fake_boards import FakeBoard, fake_boards
 from llamaswap.memory.drm_use import DrmUse, fdinfo_use, kfd_use
 from llamaswap.memory.nvidia_use import ListedUse, NvidiaUse
+from llamaswap.nvml import NvmlLibrary
 from llamaswap.observe.gpu_sources import usual
 from tests.memory.doubles import MIB, ProcessNvml, write_tree
 
@@ -16,26 +17,28 @@ VISIBLE = (7, 8, 9).__contains__
 class NvidiaTests(SynchronousTestCase):
     def test_process_in_several_lists_counts_once(self):
         nvml = ProcessNvml([{7: 500 * MIB, 8: 100 * MIB}, {}], [{8: 120 * MIB}, {9: MIB}])
-        use = NvidiaUse(lambda: nvml, VISIBLE)
+        use = NvidiaUse(NvmlLibrary(lambda: nvml), VISIBLE)
         self.assertEqual(use.read(), {0: ListedUse({7: 500, 8: 120}), 1: ListedUse({9: 1})})
         use.read()
         self.assertEqual(nvml.open, 1)
-        use.close()
-        use.close()
+        use.library.close()
+        use.library.close()
         self.assertEqual(nvml.open, 0)
 
     def test_list_without_sizes_is_not_complete(self):
         for unknown in (None, 2**64 - 1):
             nvml = ProcessNvml([{7: MIB, 8: unknown}])
-            self.assertEqual(NvidiaUse(lambda nvml=nvml: nvml, VISIBLE).read(), {0: ListedUse({7: 1}, complete=False)})
+            self.assertEqual(
+                NvidiaUse(NvmlLibrary(lambda nvml=nvml: nvml), VISIBLE).read(), {0: ListedUse({7: 1}, complete=False)}
+            )
 
     def test_processes_outside_of_a_container_are_left_out(self):
         nvml = ProcessNvml([{7: MIB, 4000: 9 * MIB}])
-        self.assertEqual(NvidiaUse(lambda: nvml, VISIBLE).read(), {0: ListedUse({7: 1}, complete=False)})
+        self.assertEqual(NvidiaUse(NvmlLibrary(lambda: nvml), VISIBLE).read(), {0: ListedUse({7: 1}, complete=False)})
 
     def test_driver_that_fails_is_asked_again_later(self):
         nvml = ProcessNvml([{7: MIB}])
-        use = NvidiaUse(lambda: nvml, VISIBLE)
+        use = NvidiaUse(NvmlLibrary(lambda: nvml), VISIBLE)
         nvml.broken = True
         self.assertEqual((use.read(), nvml.open), ({}, 0))
         nvml.broken = False
@@ -48,7 +51,7 @@ class NvidiaTests(SynchronousTestCase):
             tries.append(1)
             raise ImportError("pynvml")
 
-        use = NvidiaUse(missing)
+        use = NvidiaUse(NvmlLibrary(missing))
         self.assertEqual((use.read(), use.read(), len(tries)), ({}, {}, 1))
 
 

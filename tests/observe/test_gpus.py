@@ -7,12 +7,13 @@ from types import SimpleNamespace
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.nvml import NvmlLibrary
 from llamaswap.observe.accelerators import by_nvml
 from llamaswap.observe.amd import read_amdgpu, read_rocm_smi
 from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpu_sources import read_ioreg
 from llamaswap.observe.gpus import RETRY_DELAY, GpuReader, GpuReading
-from llamaswap.observe.nvidia import Nvml, read_nvidia_smi
+from llamaswap.observe.nvidia import read_nvidia_smi, read_nvml
 
 MIB = 1024 * 1024
 
@@ -142,15 +143,15 @@ class FakeNvml:
 class NvidiaTests(SynchronousTestCase):
     def test_nvml_reads_the_values_that_each_board_supports(self):
         nvml = FakeNvml()
-        source = Nvml(lambda: nvml)
-        full, little = source.read()
+        library = NvmlLibrary(lambda: nvml)
+        full, little = read_nvml(library.open())
         self.assertEqual(full, GpuReading(0, "NVIDIA H200", "GPU-0", 55, 61, 42, 250, 1000, 0, 123.456))
         self.assertEqual(little, GpuReading(1, "small", "GPU-1", mem_used_mb=250, mem_total_mb=1000))
         self.assertEqual(full.mem_util_pct, 25.0)
-        source.read()
+        library.open()
         self.assertEqual(nvml.open, 1)
-        source.close()
-        source.close()
+        library.close()
+        library.close()
         self.assertEqual(nvml.open, 0)
 
     def test_board_without_memory_of_its_own_is_read_with_the_machines_memory(self):
@@ -160,7 +161,7 @@ class NvidiaTests(SynchronousTestCase):
             raise NvmlError("not supported")
 
         nvml.nvmlDeviceGetMemoryInfo = unsupported
-        first, _ = Nvml(lambda: nvml, lambda: (1000 * MIB, 300 * MIB)).read()
+        first, _ = read_nvml(nvml, lambda: (1000 * MIB, 300 * MIB))
         self.assertEqual((first.mem_used_mb, first.mem_total_mb, first.unified), (700, 1000, True))
         self.assertEqual([device.memory_kind for device in by_nvml(nvml)], ["unified", "unified"])
 
@@ -174,7 +175,7 @@ class NvidiaTests(SynchronousTestCase):
         def missing():
             raise ImportError("pynvml")
 
-        self.assertRaises(ImportError, Nvml(missing).read)
+        self.assertRaises(ImportError, NvmlLibrary(missing).open)
 
     def test_lines_of_nvidia_smi_are_parsed(self):
         def read(line):
