@@ -137,9 +137,9 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def _plausible(number: float) -> float:
-    """A number of a file, unless it is negative, endless or no number: then ValueError."""
+    """A number of a file. Raises ValueError if it is negative, infinite or NaN."""
     if not 0 <= number < math.inf:
-        raise ValueError("no size and no time")
+        raise ValueError("not a size or a time")
     return number
 
 
@@ -226,6 +226,7 @@ class FootprintStore:
                 self.say(f"the memory store {self._path} is in use again")
             self._write_at = self.seconds() + WRITE_INTERVAL
             return
+        self._failed("it is corrupt again")
 
     def _read_and_write(self, path: str) -> None:
         if self._connection is None:

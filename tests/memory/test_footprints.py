@@ -239,6 +239,20 @@ class FileTests(LearningTests):
         self.assertTrue(Path(f"{self.path}.corrupt-20260102").exists())
         self.assertEqual(self.reopened().find("owl", "k"), found)
 
+    def test_file_that_is_corrupt_again_at_once_is_tried_again_later(self):
+        def spoil(text):
+            self.said.append(text)
+            if "is kept as" in text:
+                Path(self.path).write_bytes(b"no database at all " * 1000)
+
+        self.store.say = spoil
+        spoil("is kept as")
+        self.learn(100)
+        self.assertIn("cannot be used", self.store.problem)
+        said = len(self.said)
+        self.learn(100)
+        self.assertEqual(len(self.said), said)
+
     def test_row_that_another_program_spoiled_is_left_out(self):
         found = self.learn(100)
         self.store.close()
