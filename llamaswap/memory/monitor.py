@@ -229,8 +229,11 @@ class MemoryMonitor:
         views = self.servers()
         done = self.measure([view.measured() for view in views])
         done.addCallback(lambda use: self._measured(use, views) if run == self._run else None)
-        done.addErrback(lambda failure: log.failure("the memory could not be measured", failure))
+        done.addErrback(lambda failure: self._failed(failure) if run == self._run else None)
         done.addCallback(lambda _: self._continue() if run == self._run else None)
+
+    def _failed(self, failure: Failure) -> None:
+        log.failure("the memory could not be measured", failure)
 
     def _continue(self) -> None:
         self._busy = False

@@ -362,6 +362,13 @@ class LedgerTests(Scene):
         self.estimates[1][1].callback(MemoryNeed(900, source="gguf", firm=False))
         self.assertEqual(self.ledger.needs["owl"].ram, 900)
 
+    def test_measurement_that_fails_after_the_stop_is_not_logged(self):
+        self.held = True
+        self.monitor.start()
+        self.monitor.stop()
+        self.asked.pop().errback(RuntimeError("the memory worker is closed"))
+        self.assertEqual(self.flushLoggedErrors(RuntimeError), [])
+
     def test_sizes_are_known_when_they_were_looked_up(self):
         self.held = True
         known = self.monitor.when_known()
