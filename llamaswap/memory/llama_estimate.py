@@ -33,7 +33,7 @@ CPU = -1
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _FEED_FORWARD = r"\.ffn_(up|down|gate)"
-# Types of weights that the CPU's code writes anew in another order, so that they are not a mapped file any more.
+# Types of weights that the CPU backend copies in another order: they then take memory beside the mapped file.
 _REPACKED = {2, 12, 20, 39}  # Q4_0, Q4_K, IQ4_NL, MXFP4
 _REPACKED_ON_ARM = {8, 13, 14}  # Q8_0, Q5_K, Q6_K
 

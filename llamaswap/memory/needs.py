@@ -23,7 +23,7 @@ def learned_need(known: Footprint) -> MemoryNeed | None:
 
 
 def need_elsewhere(definition: Model) -> MemoryNeed | None:
-    """That of a model whose server is on another machine: nothing here, however much its command starts there."""
+    """The need of a model whose server is on another machine, which uses no memory here; None for other models."""
     endpoint = definition.endpoint
     return MemoryNeed() if endpoint is not None and not endpoint.on_this_machine else None
 
