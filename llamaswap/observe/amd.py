@@ -58,14 +58,17 @@ def _rocm_reading(row: Mapping[str, str]) -> GpuReading:
 
 def drm_cards(root: Path) -> Iterator[tuple[int, Path]]:
     """The number and the device's folder of each card that the kernel lists in `root`, without its connectors."""
-    for card in sorted(root.glob("card[0-9]*")):
-        if re.fullmatch(r"card\d+", card.name):
-            yield int(card.name.removeprefix("card")), card / "device"
+    cards = (card.name.removeprefix("card") for card in root.glob("card[0-9]*"))
+    for index in sorted(int(card) for card in cards if card.isdigit()):
+        yield index, root / f"card{index}" / "device"
 
 
 def read_amdgpu(root: Path = Path("/sys/class/drm")) -> list[GpuReading]:
-    """The readings in the amdgpu driver's files; needs no program and wakes no GPU."""
-    readings = []
+    """The readings in the amdgpu driver's files; needs no program and wakes no GPU.
+
+    The GPUs are numbered as ROCR_VISIBLE_DEVICES numbers them, because the kernel's cards also include other displays.
+    """
+    readings: list[GpuReading] = []
     for card, device in drm_cards(root):
         total = file_number(device / "mem_info_vram_total")
         if not total:
@@ -73,7 +76,7 @@ def read_amdgpu(root: Path = Path("/sys/class/drm")) -> list[GpuReading]:
         sensors = _sensors(device)
         readings.append(
             GpuReading(
-                id=card,
+                id=len(readings),
                 name=file_text(device / "product_name") or f"AMD GPU card{card}",
                 uuid=file_text(device / "unique_id"),
                 temp_c=sensors.get("edge", 0.0),

@@ -252,7 +252,17 @@ class AmdTests(SynchronousTestCase):
         ):
             where.child(name).setContent(text.encode())
         (reading,) = read_amdgpu(Path(root.path))
-        self.assertEqual(reading, GpuReading(1, "AMD GPU card1", "", 45, 60, 33, 100, 1000, 20.0, 25))
+        self.assertEqual(reading, GpuReading(0, "AMD GPU card1", "", 45, 60, 33, 100, 1000, 20.0, 25))
+
+    def test_amd_gpus_are_numbered_like_those_of_rocm(self):
+        root = Path(self.mktemp())
+        for card, total in (("card0", ""), ("card2", "1048576000"), ("card10", "2097152000")):
+            device = root / card / "device"
+            device.mkdir(parents=True)
+            if total:
+                (device / "mem_info_vram_total").write_text(total)
+        found = [(reading.id, reading.name, reading.mem_total_mb) for reading in read_amdgpu(root)]
+        self.assertEqual(found, [(0, "AMD GPU card2", 1000), (1, "AMD GPU card10", 2000)])
 
 
 class AppleTests(SynchronousTestCase):
