@@ -19,7 +19,7 @@ from llamaswap.cli.context import CliContext, local, table
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import ApiKey, Config, ConfigText, load
 from llamaswap.config.schema.keys import HASHED, SCOPES, time_text, window_text
-from llamaswap.config.text_edit import NotEditable, add_item, remove_item, set_in_item
+from llamaswap.config.text_edit import NotEditable, add_item, remove, set_key
 from llamaswap.errors import ConfigError
 from llamaswap.web.key_access import access_of
 
@@ -58,7 +58,7 @@ def add(context: CliContext, name: str, config: Path, plain: bool, **options: ob
     def changed(text: str, before: Config) -> str:
         if any(known.name == name for known in before.api_keys):
             raise NotEditable(f"there is a key {name} already; llamaswap keys rotate {name} gives it another value")
-        return add_item(text, "apiKeys", item)
+        return add_item(text, ("apiKeys",), item)
 
     after = _edit(config, changed, lambda old, new: new.api_keys[:-1] == old.api_keys and new.api_keys[-1].name == name)
     _report(context, config, {"name": name, "key": key})
@@ -144,7 +144,7 @@ def revoke(context: CliContext, name: str, config: Path) -> None:
     """Remove the key NAME from CONFIG."""
 
     def changed(text: str, before: Config) -> str:
-        return remove_item(text, "apiKeys", _index(before, name))
+        return remove(text, ("apiKeys", _index(before, name)))
 
     def expected(old: Config, new: Config) -> bool:
         return new.api_keys == tuple(key for key in old.api_keys if key.name != name)
@@ -166,9 +166,9 @@ def rotate(context: CliContext, name: str, config: Path, expires: str | None, pl
     key, stored = _new_key(plain)
 
     def changed(text: str, before: Config) -> str:
-        index = _index(before, name)
-        text = set_in_item(text, "apiKeys", index, "key", _flow(stored))
-        return text if expires is None else set_in_item(text, "apiKeys", index, "expires", _flow(expires))
+        path = ("apiKeys", _index(before, name))
+        text = set_key(text, (*path, "key"), _flow(stored))
+        return text if expires is None else set_key(text, (*path, "expires"), _flow(expires))
 
     def expected(old: Config, new: Config) -> bool:
         kept = [evolve(one, key=None, expires=0.0) for one in new.api_keys]
@@ -183,8 +183,8 @@ def rotate(context: CliContext, name: str, config: Path, expires: str | None, pl
 def _index(config: Config, name: str) -> int:
     found = next((index for index, key in enumerate(config.api_keys) if key.name == name), None)
     if found is None:
-        names = ", ".join(key.name for key in config.api_keys if key.name) or "none has a name"
-        raise NotEditable(f"there is no key {name} ({names})")
+        names = ", ".join(key.name for key in config.api_keys if key.name) or "none"
+        raise NotEditable(f"key {name} is not in the file; the named keys there: {names}")
     return found
 
 

@@ -22,7 +22,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from llamaswap.config import Config, Model
-from llamaswap.config.text_edit import NotEditable, add_to_list, remove, set_key
+from llamaswap.config.text_edit import NotEditable, add_item, remove, remove_value, scalar, set_key
 from llamaswap.discover.config_writer import gguf_models
 from llamaswap.errors import ConfigError
 from llamaswap.observe.worker import RunBlocking
@@ -258,7 +258,7 @@ class OllamaModelEndpoints:
             "cmd": " ".join(map(_quoted, [*words[:at], "--port", "${PORT}", *words[at:]])),
             "metadata": {PULLED: {"repository": pulled.repository, "files": list(pulled.files)}},
         }
-        await self._edit(call, lambda text: set_key(text, ("models", json.dumps(name)), json.dumps(entry)))
+        await self._edit(call, lambda text: set_key(text, ("models", name), json.dumps(entry)))
         await self._until(lambda: self._known(name))
 
     async def _create(
@@ -278,10 +278,10 @@ class OllamaModelEndpoints:
             raise HttpError(409, f"{name!r} is a name already; delete it first")
         tell({"status": f"using {model}"})
         if parameters:
-            path = ("models", model, "filters", "setParamsByID", json.dumps(name))
+            path = ("models", model, "filters", "setParamsByID", name)
             await self._edit(call, lambda text: set_key(text, path, json.dumps(parameters)))
         else:
-            await self._edit(call, lambda text: add_to_list(text, ("models", model, "aliases"), json.dumps(name)))
+            await self._edit(call, lambda text: add_item(text, ("models", model, "aliases"), scalar(name)))
         await self._until(lambda: self._known(name))
 
     async def _delete_pulled(self, call: AdminRequest, model: Model) -> None:
@@ -337,7 +337,7 @@ class OllamaModelEndpoints:
 def _without_alias(text: str, model: str, name: str) -> str:
     """The text without this name of a model, an alias or a key of setParamsByID."""
     try:
-        return remove(text, ("models", model, "aliases"), name)
+        return remove_value(text, ("models", model, "aliases"), name)
     except NotEditable:
         return remove(text, ("models", model, "filters", "setParamsByID", name))
 

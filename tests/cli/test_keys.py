@@ -7,7 +7,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import ConfigText, load
-from llamaswap.config.text_edit import NotEditable, add_item, remove_item, set_in_item
+from llamaswap.config.text_edit import NotEditable, add_item, remove, set_key
 from tests.cli.doubles import invoke
 
 MODELS = "# mine\nmodels:\n  small: {cmd: 'srv ${PORT}'} # the small one\n"
@@ -32,36 +32,36 @@ class EditTests(SynchronousTestCase):
         for text in FORMS:
             with self.subTest(text):
                 before = self.config(text).api_keys
-                more = add_item(text, "apiKeys", item)
+                more = add_item(text, ("apiKeys",), item)
                 found = self.config(more).api_keys
                 self.assertEqual((found[:-1], found[-1].name), (before, "nine"))
                 for comment in ("# who", "# between", "# after", "# first", "# all", "# the small one"):
                     self.assertEqual(comment in more, comment in text)
-                fewer = remove_item(more, "apiKeys", len(before))
+                fewer = remove(more, ("apiKeys", len(before)))
                 self.assertEqual(self.config(fewer).api_keys, before)
                 for index in reversed(range(len(before))):
-                    fewer = remove_item(fewer, "apiKeys", index)
+                    fewer = remove(fewer, ("apiKeys", index))
                     self.assertEqual(self.config(fewer).api_keys, before[:index])
 
     def test_first_entries_are_removed_too(self):
         for text in FORMS:
             count = len(self.config(text).api_keys)
             for left in reversed(range(count)):
-                text = remove_item(text, "apiKeys", 0)
+                text = remove(text, ("apiKeys", 0))
                 self.assertEqual(len(self.config(text).api_keys), left)
 
     def test_value_in_an_entry_is_replaced_or_added(self):
-        text = set_in_item(FORMS[5], "apiKeys", 0, "key", '"other"')
-        text = set_in_item(text, "apiKeys", 0, "rpm", "3")
+        text = set_key(FORMS[5], ("apiKeys", 0, "key"), '"other"')
+        text = set_key(text, ("apiKeys", 0, "rpm"), "3")
         (found,) = self.config(text).api_keys
         self.assertEqual((found.value, found.name, found.rpm), ("other", "one", 3))
         self.assertIn("# first", text)
 
     def test_other_values_are_not_changed(self):
         for text in ("apiKeys: {a: b}", "[1]", "a: ["):
-            self.assertRaises(NotEditable, add_item, text, "apiKeys", "x")
-        self.assertRaises(NotEditable, remove_item, "apiKeys: []", "apiKeys", 0)
-        self.assertRaises(NotEditable, set_in_item, "apiKeys: [a]", "apiKeys", 0, "key", "x")
+            self.assertRaises(NotEditable, add_item, text, ("apiKeys",), "x")
+        self.assertRaises(NotEditable, remove, "apiKeys: []", ("apiKeys", 0))
+        self.assertRaises(NotEditable, set_key, "apiKeys: [a]", ("apiKeys", 0, "key"), "x")
 
 
 class KeysTests(SynchronousTestCase):
@@ -137,8 +137,8 @@ class KeysTests(SynchronousTestCase):
             (("add", "a b"), "cannot be the name"),
             (("add", "x", "--tpm", "many"), "wanted a whole number"),
             (("add", "x", "--expires", "soon"), "wanted a date"),
-            (("revoke", "fone"), "there is no key fone (phone)"),
-            (("rotate", "fone"), "there is no key fone"),
+            (("revoke", "fone"), "key fone is not in the file; the named keys there: phone"),
+            (("rotate", "fone"), "key fone is not in the file"),
         ):
             done = self.run_it(words[0], words[1], str(self.file), *words[2:], status=1)
             self.assertIn(said, done.output)

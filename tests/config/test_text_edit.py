@@ -2,7 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config.text_edit import NotEditable, add_to_list, remove, set_key
+from llamaswap.config.text_edit import NotEditable, add_item, remove, remove_value, scalar, set_key
 
 PATH = ("routing", "memory")
 
@@ -61,15 +61,20 @@ ttl: 3
 
 class ListTests(SynchronousTestCase):
     def test_item_is_added_to_each_kind_of_list(self):
-        self.assertIn('aliases: ["x", one, two]', add_to_list(TEXT, ("models", "a", "aliases"), '"x"'))
-        self.assertIn('    - "x"\n      - three\n', add_to_list(TEXT, ("models", "b", "aliases"), '"x"'))
-        self.assertIn('  a:  # first\n    tags: ["x"]\n', add_to_list(TEXT, ("models", "a", "tags"), '"x"'))
+        self.assertIn('aliases: [one, two, "x"]', add_item(TEXT, ("models", "a", "aliases"), '"x"'))
+        self.assertIn('      - four\n      - "x"\n', add_item(TEXT, ("models", "b", "aliases"), '"x"'))
+        self.assertIn('  a:  # first\n    tags: ["x"]\n', add_item(TEXT, ("models", "a", "tags"), '"x"'))
+
+    def test_item_is_added_to_a_list_without_a_value(self):
+        for empty in ("aliases:\n", "aliases: null\n", "aliases: []\n"):
+            text = TEXT.replace("aliases: [one, two]\n", empty)
+            self.assertIn("    aliases: [x]\n", add_item(text, ("models", "a", "aliases"), "x"))
 
     def test_item_is_removed_and_the_last_one_with_its_list(self):
-        after = remove(TEXT, ("models", "b", "aliases"), "three")
-        self.assertEqual(after, TEXT.replace("\n      - three\n      - four\n", '\n      ["four"]\n'))
-        self.assertIn('aliases: ["two"]\n', remove(TEXT, ("models", "a", "aliases"), "one"))
-        after = remove(after, ("models", "b", "aliases"), "four")
+        after = remove_value(TEXT, ("models", "b", "aliases"), "three")
+        self.assertEqual(after, TEXT.replace("      - three\n", ""))
+        self.assertIn("aliases: [two]\n", remove_value(TEXT, ("models", "a", "aliases"), "one"))
+        after = remove_value(after, ("models", "b", "aliases"), "four")
         self.assertEqual(after, TEXT.replace("    aliases:\n      - three\n      - four\n", ""))
 
     def test_key_is_removed_with_its_value_and_no_comment_behind_it(self):
@@ -87,5 +92,12 @@ class ListTests(SynchronousTestCase):
             self.assertEqual(remove(before, ("models", "a")), after)
 
     def test_missing_key_and_missing_item_are_not_removed(self):
-        for path, item in ((("models", "c"), None), (("models", "a", "aliases"), "three")):
-            self.assertRaises(NotEditable, remove, TEXT, path, item)
+        self.assertRaises(NotEditable, remove, TEXT, ("models", "c"))
+        self.assertRaises(NotEditable, remove_value, TEXT, ("models", "a", "aliases"), "three")
+
+    def test_key_that_is_not_a_plain_word_is_quoted_once(self):
+        path = ("models", "hf.co/a: b")
+        once = set_key("models:\n  a: x\n", path, "1")
+        self.assertEqual(once, 'models:\n  "hf.co/a: b": 1\n  a: x\n')
+        self.assertEqual(set_key(once, path, "2"), once.replace("1", "2"))
+        self.assertEqual([scalar(word) for word in ("a", "on", "1", "a:", "é")], ["a", '"on"', '"1"', '"a:"', '"é"'])

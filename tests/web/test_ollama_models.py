@@ -68,7 +68,7 @@ class CopyTests(TestCase):
         here = world()
         answer = post(here, "/api/copy", {"source": "al:latest", "destination": "mine:8b"})
         self.assertEqual((answer.status, answer.body), (200, b""))
-        self.assertEqual(here.files.text, TEXT.replace("[al]", '["mine:8b", al]'))
+        self.assertEqual(here.files.text, TEXT.replace("[al]", "[al, mine:8b]"))
         self.assertEqual(here.config().real("mine:8b"), "alpha")
 
     def test_copy_of_an_unknown_model_and_onto_a_known_name_change_nothing(self):
