@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from attrs import field, frozen
+
+from llamaswap.config.text_edit import scalar
 
 SPLIT = re.compile(r"-(?P<number>\d{5})-of-\d{5}$")
 VARIANT = re.compile(r"(^|[-._])((ud-)?i?q\d\w*|bf16|f16|fp16|f32|mxfp4\w*|mmproj|model)(?=[-._]|$)")
@@ -123,14 +124,7 @@ def unique(models: Iterable[FoundModel], names: Iterable[str] = ()) -> list[tupl
     return named
 
 
-def _text(value: str) -> str:
-    """A YAML scalar: plain if that is safe, else in double quotes as in JSON."""
-    if re.fullmatch(r"[A-Za-z][\w./:-]*[\w/]", value) and value.lower() not in ("true", "false", "yes", "no", "null"):
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _word(word: str) -> str:
+def quoted(word: str) -> str:
     """A word of a command, quoted if necessary."""
     if re.fullmatch(r"[\w@%+=:,./${}-]+", word):
         return word
@@ -191,29 +185,32 @@ def _servers(found: ScanResult) -> str:
 
 def model_entry(name: str, model: FoundModel, port: str = "--port") -> str:
     """The entry of a model below `models:`; `port` is the flag of its engine."""
-    # The port comes before the other flags: `vllm serve NAME` must not be split.
-    flags = next((index for index, word in enumerate(model.words) if word.startswith("-")), len(model.words))
-    words = (*model.words[:flags], port, "${PORT}", *model.words[flags:])
     note = f"  # {model.note}\n" if model.note else ""
     check = f"    checkEndpoint: {model.check_endpoint}\n" if model.check_endpoint else ""
-    return f"{note}  {_text(name)}:\n    cmd: |\n{_command(words)}{check}"
+    return f"{note}  {scalar(name)}:\n    cmd: |\n{_command(with_port(model.words, port))}{check}"
+
+
+def with_port(words: Sequence[str], flag: str = "--port") -> list[str]:
+    """A command with its port, before the other flags: `vllm serve NAME` must not be split."""
+    flags = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+    return [*words[:flags], flag, "${PORT}", *words[flags:]]
 
 
 def _command(words: Sequence[str]) -> str:
     """The lines below `cmd:`: the program, then one flag per line."""
-    lines = [_word(words[0])]
+    lines = [quoted(words[0])]
     for word in words[1:]:
         if word.startswith("-") or len(lines) == 1:
-            lines.append(_word(word))
+            lines.append(quoted(word))
         else:
-            lines[-1] += f" {_word(word)}"
+            lines[-1] += f" {quoted(word)}"
     return "".join(f"      {line}\n" for line in lines)
 
 
 def server_entry(name: str, server: FoundServer) -> str:
     """The entry of a server below `peers:`."""
-    models = "\n" + "".join(f"      - {_text(model)}\n" for model in server.models) if server.models else " auto\n"
-    return f"  {_text(name)}:\n    proxy: {server.url}\n    models:{models}"
+    models = "\n" + "".join(f"      - {scalar(model)}\n" for model in server.models) if server.models else " auto\n"
+    return f"  {scalar(name)}:\n    proxy: {server.url}\n    models:{models}"
 
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from llamaswap.config import Config, Model
 from llamaswap.config.text_edit import NotEditable, add_item, remove, remove_value, scalar, set_key
-from llamaswap.discover.config_writer import gguf_models
+from llamaswap.discover.config_writer import gguf_models, quoted, with_port
 from llamaswap.errors import ConfigError
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
@@ -253,9 +253,8 @@ class OllamaModelEndpoints:
         tell({"status": "writing manifest"})
         models = gguf_models(PurePath(path) for path in pulled.paths if path.lower().endswith(".gguf"))
         words = models[0].words if models else ("vllm", "serve", repository)
-        at = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
         entry = {
-            "cmd": " ".join(map(_quoted, [*words[:at], "--port", "${PORT}", *words[at:]])),
+            "cmd": " ".join(map(quoted, with_port(words))),
             "metadata": {PULLED: {"repository": pulled.repository, "files": list(pulled.files)}},
         }
         await self._edit(call, lambda text: set_key(text, ("models", name), json.dumps(entry)))
@@ -347,7 +346,3 @@ def _text(body: Mapping[str, object], *names: str) -> str:
     if not isinstance(found, str) or len(found) > 500:
         raise HttpError(400, f"'{names[0]}' must be the name of a model")
     return found
-
-
-def _quoted(word: str) -> str:
-    return word if re.fullmatch(r"[\w@%+=:,./${}-]+", word) else json.dumps(word, ensure_ascii=False)
