@@ -87,9 +87,9 @@ class ModelQueries:
         """The servers that are ready and unused, or suspended, for the next program of an upgrade in place."""
         found = []
         for model, managed in sorted(self._models.items()):
-            snapshot, since = managed.supervisor.snapshot(), self._scheduler.idle_since(model)
-            if snapshot is not None and since is not None:
-                found.append(evolve(snapshot, idle_since=since))
+            snapshot, server = managed.supervisor.snapshot(), self._scheduler.state_of(model)
+            if snapshot is not None and server.idle_since is not None:
+                found.append(evolve(snapshot, idle_since=server.idle_since, ttl=server.ttl))
         return found
 
     def queue(self) -> list[WaitingRequest]:

@@ -272,7 +272,7 @@ class Swaps:
                 continue
             # The scheduler first: the supervisor may report during the adoption that the server has exited.
             effects = self._scheduler.adopted(
-                model, snapshot.ready_at, snapshot.idle_since, now, suspended=snapshot.asleep
+                model, snapshot.ready_at, snapshot.idle_since, now, suspended=snapshot.asleep, ttl=snapshot.ttl
             )
             if snapshot.asleep:
                 managed.suspended = True

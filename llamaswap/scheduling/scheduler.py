@@ -217,23 +217,6 @@ class Scheduler(MemoryTransitions):
         self._reschedule(now)
         return self._take_effects()
 
-    def adopted(
-        self, model: str, ready_at: float, idle_since: float, now: float, suspended: bool = False
-    ) -> list[Effect]:
-        """A server was ready, or suspended, before the scheduler was created, and unused since `idle_since`."""
-        server = self.state_of(model)
-        if model not in self.rules.models or server.phase is not Phase.STOPPED or self.shutdown_error is not None:
-            return []
-        self._generation += 1
-        server.phase = Phase.SUSPENDED if suspended else Phase.READY
-        server.generation = self._generation
-        server.ready_at = ready_at
-        server.worked_at = idle_since
-        self._mark_idle(server, now, idle_since)
-        if suspended:
-            self._limit_suspended()
-        return self._take_effects()
-
     def suspended(self, model: str, now: float) -> list[Effect]:
         """A model that was to be suspended is suspended."""
         server = self.models.get(model)

@@ -285,11 +285,6 @@ class SchedulerState:
         server = self.models.get(model)
         return Phase.STOPPED if server is None else server.phase
 
-    def idle_since(self, model: str) -> float | None:
-        """Since when a ready model is unused, or a suspended one suspended; None in any other case."""
-        server = self.models.get(model)
-        return server.idle_since if server is not None else None
-
     def running(self, target: str) -> tuple[str, ...]:
         """All models besides the target that use memory, in ascending order."""
         return tuple(sorted(model for model, server in self.models.items() if server.uses_memory and model != target))

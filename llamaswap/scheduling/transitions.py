@@ -229,6 +229,30 @@ class Transitions(SchedulerState):
                 self._mark_idle(server, now)
         return self._take_effects()
 
+    def adopted(
+        self,
+        model: str,
+        ready_at: float,
+        idle_since: float,
+        now: float,
+        suspended: bool = False,
+        ttl: float | None = None,
+    ) -> list[Effect]:
+        """A server was ready, or suspended, before the scheduler was created, and unused since `idle_since`."""
+        server = self.state_of(model)
+        if model not in self.rules.models or server.phase is not Phase.STOPPED or self.shutdown_error is not None:
+            return []
+        self._generation += 1
+        server.phase = Phase.SUSPENDED if suspended else Phase.READY
+        server.generation = self._generation
+        server.ready_at = ready_at
+        server.worked_at = idle_since
+        server.ttl = ttl
+        self._mark_idle(server, now, idle_since)
+        if suspended:
+            self._limit_suspended()
+        return self._take_effects()
+
     def _disarm_idle(self, server: ModelState) -> None:
         if server.idle_armed:
             server.idle_armed = False

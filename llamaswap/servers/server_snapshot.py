@@ -23,7 +23,8 @@ class ServerSnapshot:
     """A server that is ready or suspended. Times are on the monotonic clock, which continues through the replacement.
 
     It was started by `argv`, `env`, `proxy` and `port`. `output` is the descriptor its output is read from, None if it
-    closed it; `idle_since` is when its last request ended, or when it was suspended.
+    closed it; `idle_since` is when its last request ended, or when it was suspended; `ttl` are the
+    idle seconds that a client asked for.
     """
 
     model: str
@@ -44,6 +45,7 @@ class ServerSnapshot:
     idle_since: float = 0.0
     asleep: bool = False
     wake_seconds: tuple[float, ...] = ()
+    ttl: float | None = None
 
 
 class Adopted(Process):

@@ -141,10 +141,12 @@ class PythonClientTests(SynchronousTestCase):
         self.assertEqual((row["model"], row["input_tokens"], row["output_tokens"]), ("talker", 7, 3))
 
     def test_second_address_is_kept_in_an_upgrade_and_closed_at_the_end(self):
-        self.client.chat("talker", HELLO)
-        before = self.client.ps().models
+        self.client.chat("talker", HELLO, keep_alive="10m")
+        [before] = self.client.ps().models
         self.assertEqual(upgrade(self.product)["count"], 1)
-        self.assertEqual([model.model for model in self.client.ps().models], [model.model for model in before])
+        [after] = self.client.ps().models
+        self.assertEqual(after.model, before.model)
+        self.assertLess(abs(after.expires_at - before.expires_at).total_seconds(), 2.0)
         self.assertEqual(self.client.chat("talker", HELLO).message.content, "0 images, text ")
         os.kill(self.product.process.pid, signal.SIGTERM)
         self.product.process.wait(30)

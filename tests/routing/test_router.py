@@ -49,6 +49,7 @@ from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.router import Router
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.servers.server_snapshot import ServerSnapshot
+from llamaswap.upgrade.state import UpgradeState, pack, unpack
 from tests.doubles import FakeFleet, NoMemoryReclaim
 
 
@@ -1499,6 +1500,17 @@ class HandoverTests(SynchronousTestCase):
         here.clock.advance(0.2)
         here.settle()
         self.assertEqual(here.router.running(), [])
+
+    def test_time_that_a_client_asked_for_goes_with_its_server(self) -> None:
+        here = scene(routing=TOGETHER).loaded("a", "b", "c")
+        here.router.keep_for("a", inf)
+        here.router.keep_for("b", 30.0)
+        here.clock.advance(3.0)
+        state = unpack(pack(UpgradeState(servers=tuple(here.router.snapshots()))))
+        there = scene(routing=TOGETHER, ttl=5)
+        there.clock.advance(here.clock.seconds() - there.clock.seconds())
+        there.router.swaps.adopt(state.servers)
+        self.assertEqual([there.router.seconds_until_idle(name) for name in "abc"], [None, 27.0, 2.0])
 
     def test_adopted_server_with_a_changed_definition_is_stopped(self) -> None:
         there = self.handed()

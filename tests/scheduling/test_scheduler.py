@@ -852,7 +852,7 @@ class SuspendTests(SynchronousTestCase):
         here = swapping(a=ModelRules(can_suspend=True, suspended_ttl=60.0))
         here.adopt_asleep("a", idle=50.0)
         self.assertTrue(here.scheduler.settled)
-        self.assertEqual(here.scheduler.idle_since("a"), here.now - 50.0)
+        self.assertEqual(here.scheduler.state_of("a").idle_since, here.now - 50.0)
         here.advance(10.0)
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "idle")])
 
