@@ -12,12 +12,15 @@ MOST_NAMED = 6  # models in a sentence
 
 def fitting_together(ledger: Ledger) -> tuple[str, ...]:
     """Models with known needs that fit into memory at the same time; those that load longest are tried first."""
-    found: list[Occupant] = []
+    found: list[str] = []
+    taken: dict[str, int] = {}
     for name in sorted(ledger.needs, key=lambda name: (-ledger.load_seconds.get(name, 0.0), name)):
-        placement = place(ledger, name, found)
+        placement = place(ledger, name, [Occupant("", taken, inf)])
         if placement.sizes is not None and not placement.obstacle:
-            found.append(Occupant(name, placement.sizes, inf))
-    return tuple(sorted(one.model for one in found))
+            found.append(name)
+            for device, size in placement.sizes.items():
+                taken[device] = taken.get(device, 0) + size
+    return tuple(sorted(found))
 
 
 def advice(ledger: Ledger, evict: Callable[[str, Sequence[str]], Sequence[str]]) -> list[str]:

@@ -1,6 +1,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
+from llamaswap.scheduling import memory_advice
+from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed, place
 from llamaswap.scheduling.memory_advice import advice, fitting_together
 
 DEVICES = {"ram": Device(1000), "gpu0": Device(100, reserve=10), "gpu1": Device(100, foreign=60)}
@@ -24,6 +25,18 @@ class AdviceTests(SynchronousTestCase):
     def test_models_that_take_longest_to_load_are_tried_first(self):
         ledger = Ledger(DEVICES, {"a": on_gpu(60), "b": on_gpu(90)}, load_seconds={"b": 60.0, "a": 1.0})
         self.assertEqual(fitting_together(ledger), ("b",))
+
+    def test_each_model_is_compared_with_all_that_fit_before_it_at_once(self):
+        compared = []
+
+        def counted(ledger, model, occupants):
+            compared.append(len(occupants))
+            return place(ledger, model, occupants)
+
+        self.patch(memory_advice, "place", counted)
+        needs = {f"m{number:02}": MemoryNeed(20) for number in range(60)}
+        self.assertEqual(fitting_together(Ledger(DEVICES, needs)), tuple(sorted(needs))[:50])
+        self.assertEqual(compared, [1] * 60)
 
     def test_models_that_may_stay_already_need_no_advice(self):
         ledger = Ledger(DEVICES, {"a": on_gpu(30), "b": on_gpu(30)})
