@@ -31,24 +31,23 @@ class MemoryReport:
     def document(self) -> dict[str, object]:
         """A `MemoryDocument`."""
         limited = self.monitor.devices()
-        needs = {model: self.monitor.known_need(model, limited) for model in sorted(self.monitor.models())}
+        known = ((model, self.monitor.known_need(model, limited)) for model in sorted(self.monitor.models()))
+        needs = {model: need for model, need in known if need is not None}
         devices = self.with_leases(Ledger(limited)).devices
         return asdict(
             MemoryDocument(
                 self.routing().memory.mode,
                 [self._device(name, device, needs) for name, device in devices.items()],
-                {model: self._need(model, need) for model, need in needs.items() if need is not None},
-                self._advice({model: need for model, need in needs.items() if need is not None}),
+                {model: self._need(model, need) for model, need in needs.items()},
+                self._advice(Ledger(limited, needs, load_seconds=self.monitor.ledger.load_seconds)),
             )
         )
 
-    def _advice(self, needs: Mapping[str, MemoryNeed]) -> list[str]:
+    def _advice(self, ledger: Ledger) -> list[str]:
         routing = self.routing()
-        if routing.memory.mode != "advise":
-            return []
-        return advice(Ledger(self.monitor.devices(), needs), eviction_of(routing.router))
+        return advice(ledger, eviction_of(routing.router)) if routing.memory.mode == "advise" else []
 
-    def _device(self, name: str, device: Device, needs: dict[str, MemoryNeed | None]) -> DeviceMemory:
+    def _device(self, name: str, device: Device, needs: Mapping[str, MemoryNeed]) -> DeviceMemory:
         found = self.monitor.use.devices[name]
         models = []
         for view in self.monitor.servers():

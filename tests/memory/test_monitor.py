@@ -546,3 +546,11 @@ class DocumentTests(Scene):
         self.assertIn("crow, owl", sentence)
         self.settings = MemorySettings("on")
         self.assertEqual(self.document()["advice"], [])
+
+    def test_advice_prefers_models_that_load_long(self):
+        self.models.append("wren")
+        self.keys["wren"] = "w1"
+        self.needs = {"owl": MemoryNeed(100), "crow": MemoryNeed(8500), "wren": MemoryNeed(8500)}
+        self.monitor.start()
+        self.load("wren", ram=8500)
+        self.assertIn("owl, wren.", self.document()["advice"][0])
