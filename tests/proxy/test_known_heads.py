@@ -17,6 +17,7 @@ LINES = [
     b"Authorization: Bearer one",
     b"Authorization: Bearer two",
     b"Content-Length: 5",
+    b"Content-Length: 0",
     b"Content-Length: 1234",
     b"content-length:17",
     b"Content-Length: 007",
@@ -120,3 +121,10 @@ class KnownResponseHeadTests(SynchronousTestCase):
                     for some in (headers, header_rules.to_client(expected.headers, chunked=chunked))
                 ]
                 self.assertEqual(*written)
+
+    def test_response_without_a_body_has_none_whatever_its_length_says(self):
+        """A 304 and a 204 may name the length of a body that is not sent: the client would wait for it."""
+        for status in (204, 304):
+            for length in (0, 5, 5):
+                raw = request([b"Server: x", b"Content-Length: %d" % length], b"HTTP/1.1 %d Fine" % status)
+                self.assertEqual(parse_response(raw, bodyless=False).length, 0)

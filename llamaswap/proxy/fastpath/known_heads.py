@@ -75,7 +75,8 @@ def parse_response(raw: bytes, *, bodyless: bool) -> ResponseHead:
     kept = _responses.get(key)
     if kept is None:
         head = framing.parse_response(raw, bodyless=False)
-        if head.length is None if found is None else head.length == int(digits):
+        # A response without a body may name the length of another's; its own is 0.
+        if head.length is None if found is None else head.length == int(digits) > 0:
             head.known = KnownResponse()
             if len(_responses) >= HEADS_KEPT:
                 _responses.clear()
