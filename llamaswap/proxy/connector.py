@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from attrs import define, field
@@ -20,7 +20,6 @@ from llamaswap.errors import UpstreamUnreachable
 from llamaswap.proxy.fastpath.direct_connect import connect_now
 from llamaswap.proxy.upstream import UpstreamConnection, UpstreamTarget
 
-_LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 NO_TIMEOUT = 10.0**6  # seconds; Twisted's endpoints want a number
 
 
@@ -47,6 +46,7 @@ class ConnectAttempt(ClientFactory):
         connector.transport = None  # or the two would form a reference cycle
 
 
+@lru_cache(maxsize=256)
 def _is_literal(host: str) -> bool:
     try:
         ipaddress.ip_address(host.partition("%")[0])
@@ -83,7 +83,7 @@ class Connector:
         host, port = upstream.endpoint.host, upstream.endpoint.port
         if host == "localhost":
             host = self._loopback.get(port, "127.0.0.1")
-        if upstream.encrypted or not _LOOPBACK.fullmatch(host):
+        if upstream.encrypted or not host.startswith("127.") or not _is_literal(host):
             return None
         connection = UpstreamConnection()
         if not connect_now(self._reactor, host, port, connection):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 from attrs import evolve
 from twisted.internet import reactor
@@ -31,6 +32,15 @@ from tests.live.product import within
 PROMPT = 0.1  # seconds
 POST = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+
+
+def is_free(port):
+    with socket.socket() as bound:
+        try:
+            bound.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Side(Protocol):
@@ -291,6 +301,30 @@ class DirectEntranceTests(_World, TestCase):
                 await deferLater(reactor, 0.05, lambda: None)
                 waited += 0.05
             self.assertIsInstance(self.errors[0], ClientGone)
+
+        return self.run_live(scenario)
+
+    def test_malformed_address_is_not_resolved_by_the_reactor(self):
+        """A resolver would take 127.0.0.256 for a name, and block while it asks for it."""
+
+        async def scenario():
+            target = evolve(self.target, endpoint=Endpoint("http", "127.0.0.256", self.target.endpoint.port))
+            self.assertIsNone(self.pool.connect_now(target))
+
+        return self.run_live(scenario)
+
+    def test_port_that_does_not_listen_is_not_connected_to_itself(self):
+        """The system tries the ports of its range in turn for our side, and so, in time, the one of the other side."""
+
+        async def scenario():
+            first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+            port = next(filter(is_free, range(first + 10_000, last, 2)))  # connect() prefers every second port
+            target = evolve(self.target, endpoint=Endpoint("http", "127.0.0.1", port))
+            for _ in range(2 * (last - first)):
+                connection = self.pool.connect_now(target)
+                if connection is not None:
+                    connection.abort()
+                    self.fail("our own socket is taken for the server's")
 
         return self.run_live(scenario)
 

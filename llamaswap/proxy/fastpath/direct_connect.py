@@ -45,7 +45,9 @@ def connect_now(reactor: object, host: str, port: int, protocol: IProtocol) -> b
         plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError:
         return False
-    if plain.connect_ex((host, port)) and plain.connect_ex((host, port)):
+    failed = plain.connect_ex((host, port)) and plain.connect_ex((host, port))
+    # To a port of the range for clients' sockets that does not listen, the system may connect the socket itself.
+    if failed or plain.getsockname()[1] == port:
         plain.close()
         return False
     LoopbackConnection(plain, protocol, cast(IReactorFDSet, reactor))
