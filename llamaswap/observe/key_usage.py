@@ -60,7 +60,7 @@ class SlidingSum:
         return newest
 
     def add(self, now: float, amount: int, at: float | None = None) -> None:
-        """Count an amount at `now`, or at an earlier time `at`, unless that is no longer in the window."""
+        """Count an amount at `now`, or at an earlier time `at`. An amount from before the window is ignored."""
         newest = self._advance(now)
         place = newest if at is None else int(at // (self.window / BUCKETS))
         if newest - BUCKETS <= place <= newest:
@@ -92,11 +92,15 @@ class KeyMeter:
     running: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
     requests: SlidingSum = field(factory=lambda: SlidingSum(MINUTE), init=False)
-    tokens: SlidingSum = field(factory=lambda: SlidingSum(MINUTE), init=False)
+    tokens: SlidingSum = field(init=False)
     spent: SlidingSum = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.spent = SlidingSum(self.key.budget.window)
+        self.forget_tokens()
+
+    def forget_tokens(self) -> None:
+        """Count the tokens from 0, in the key's window; requests in progress stay counted."""
+        self.tokens, self.spent = SlidingSum(MINUTE), SlidingSum(self.key.budget.window)
 
     def count(self, now: float, tokens: int, at: float | None = None) -> None:
         """Count tokens, at an earlier time if `at` says so."""
@@ -164,10 +168,14 @@ class CountedRequest:
     standing: tuple[int, float]
     headers: tuple[Header, ...] = ()
     refusal: RequestError | None = None
+    _spent: SlidingSum = field(init=False)  # that the estimate is a part of
     _granted: bool = field(default=False, init=False)
     _status: int = field(default=0, init=False)
     _streams: bool = field(default=False, init=False)
     _written: int = field(default=0, init=False)  # tokens, as far as they can be told from what passed
+
+    def __attrs_post_init__(self) -> None:
+        self._spent = self._meter.spent
 
     def granted(self) -> None:
         """From now on the server may work for the request."""
@@ -199,7 +207,8 @@ class CountedRequest:
             worked = self._status < 400 if self._status else self._granted
             tokens = self.reserved + self._written if worked else 0
         now = self._wall()
-        self._meter.count(now, -self.reserved, self.began)
+        if self._spent is self._meter.spent:
+            self._meter.count(now, -self.reserved, self.began)
         self._meter.count(now, tokens)
 
 
@@ -216,18 +225,19 @@ class KeyUsage:
         named = {key.name: key for key in keys if key.name}
         if named:
             named[""] = UNNAMED
-        new = [name for name, key in named.items() if self._window(name) != key.budget.window]
+        new: list[str] = []
         for name, key in named.items():
-            if name in new:
-                self._meters[name] = KeyMeter(key)
-            self._meters[name].key = key
+            meter = self._meters.get(name)
+            if meter is None:
+                meter = self._meters[name] = KeyMeter(key)
+                new.append(name)
+            meter.key = key
+            if meter.spent.window != key.budget.window:
+                meter.forget_tokens()
+                new.append(name)
         for name in self._meters.keys() - named.keys():
             del self._meters[name]
         return new
-
-    def _window(self, name: str) -> float:
-        meter = self._meters.get(name)
-        return -1.0 if meter is None else meter.spent.window
 
     def remember(self, name: str, at: float, tokens: int) -> None:
         """Count what a key used before the start."""

@@ -180,3 +180,17 @@ class KeyUsageTests(SynchronousTestCase):
         self.assertEqual(self.used("new"), 70)
         self.usage.retune([ApiKey(Secret("b"), "new")])
         self.assertIsNone(self.usage.meter("child"))
+
+    def test_reload_that_changes_a_window_keeps_the_requests_in_progress(self):
+        day, week = Budget(1000, 86_400.0), Budget(1000, 604_800.0)
+        self.limit(max_parallel=1, rpm=9, budget=day)
+        counted = self.ask()
+        self.usage.retune([evolve(CHILD, max_parallel=1, rpm=9, budget=week)])
+        self.assertIn("1 requests at the same time", str(self.ask().refusal))
+        self.usage.remember("child", self.now - 100_000, 30)
+        self.assertEqual(self.used(), 30)
+        counted.ended("complete", None)
+        counted.settle(500)
+        self.assertEqual(self.used(), 530)
+        self.assertEqual(self.usage.meter("child").requests.sum(self.now), 1)
+        self.assertIsNone(self.ask().refusal)
