@@ -1,4 +1,4 @@
-"""Heads that were read before, against the parser that reads each head anew."""
+"""Heads that were read before, against the parser that reads every head."""
 
 from hypothesis import given
 from hypothesis import strategies as st

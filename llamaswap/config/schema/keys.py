@@ -34,13 +34,13 @@ _DAYS = re.compile(r"([0-9]{1,4})([dw])")
 
 
 def count_of(written: str) -> int | None:
-    """The number that a text such as 200k or 2M stands for, None if it is none."""
+    """The number that a text such as 200k or 2M stands for, None if it is not one."""
     match = _COUNT.fullmatch(written) if len(written) <= 20 else None
     return None if match is None else round(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def window_of(written: str) -> float | None:
-    """The seconds of a text such as 12h, 1d or 4w, None if it is no duration."""
+    """The seconds that a text such as 12h, 1d or 4w stands for, None if it is not a duration."""
     match = _DAYS.fullmatch(written)
     return durations.parse(written) if match is None else int(match[1]) * DAY * (7 if match[2] == "w" else 1)
 
