@@ -112,11 +112,11 @@ class ResponseForwarder:
         request = self._exchange.head
         chunks = head.chunked and request.version >= (1, 1)
         headers = to_client(head, chunked=chunks)
+        added = [*self._exchange.added_headers]
         if not head.chunked and request.method == b"HEAD":
-            headers.items += [item for item in head.headers if item[0].lower() == b"transfer-encoding"]
-        if self._exchange.added_headers:
-            # Not in place: the headers are shared with later responses.
-            headers = evolve(headers, items=[*headers.items, *self._exchange.added_headers], known=None)
+            added += [item for item in head.headers if item[0].lower() == b"transfer-encoding"]
+        if added:  # not in place: the headers are shared with later responses
+            headers = evolve(headers, items=[*headers.items, *added], known=None)
         if self._observer is not None:
             self._observer.response_head(head.status, headers)
             self._observe = self._observer.response_data

@@ -1,5 +1,7 @@
 """Heads that were read before, against the parser that reads every head."""
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -7,9 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.proxy import framing, response_framer
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.fastpath.known_heads import HEADS_KEPT, parse_response, request_parser, to_client
-from llamaswap.proxy.framing import MalformedMessage
+from llamaswap.proxy.framing import LAST_CHUNK, MalformedMessage
 from llamaswap.proxy.response_framer import ResponseFramer
 from llamaswap.wire import headers as header_rules
+from tests.proxy.doubles import OK, POST, STREAM, World
 
 LINES = [
     b"Host: a",
@@ -121,6 +124,26 @@ class KnownResponseHeadTests(SynchronousTestCase):
                     for some in (headers, header_rules.to_client(expected.headers, chunked=chunked))
                 ]
                 self.assertEqual(*written)
+
+    @given(st.lists(st.sampled_from([b"", b"1", b"2"]), max_size=6), st.sampled_from([STREAM + LAST_CHUNK, OK]))
+    def test_fields_added_for_one_client_do_not_reach_another(self, limits, answer):
+        """Responses with the same head share what was made of it, and each key has its own limits."""
+        world = World()
+
+        def handler(exchange):
+            exchange.added_headers = ((b"X-Limit", limit),) if limit else ()
+            return world.forward(exchange)
+
+        world.handler = handler
+        dials = 0
+        for limit in limits:
+            client = world.client()
+            client.give(POST)
+            if world.dials > dials:  # else the pool kept the connection
+                dials, server = world.dials, world.server()
+            server.give(answer)
+            found = re.findall(b"X-Limit: (.*)\r\n", client.took())
+            self.assertEqual(found, [limit] if limit else [])
 
     def test_response_without_a_body_has_none_whatever_its_length_says(self):
         """A 304 and a 204 may name the length of a body that is not sent: the client would wait for it."""
