@@ -46,7 +46,7 @@ class MemoryTransitions(Transitions):
         others = [one for one in occupants(self, swap.model, (), now) if one.cost < inf]
         if swap.model in self.alone or not others or not self.rules.by_memory:
             return False
-        self.alone.add(swap.model)
+        self.alone[swap.model] = swap.restore
         self._stop([self.models[swap.model]], "failed")
         for entry in swap.waiters.values():
             entry.stage = RequestStage.QUEUED

@@ -175,7 +175,7 @@ class Scheduler(MemoryTransitions):
             if self._load_alone_next(swap, now):
                 return self._take_effects()
             error = evolve(error, given=given_in_words(self, server, now))
-        self.alone.discard(swap.model)
+        earlier_victims = self.alone.pop(swap.model, ())
         if error is None:
             server.phase = Phase.READY
             server.ready_at = now
@@ -193,7 +193,8 @@ class Scheduler(MemoryTransitions):
             for entry in entries:
                 self._refuse(entry, error)
             self._stop([server], "failed")
-            self._restore.update((victim, None) for victim in swap.restore if victim in self.rules.models)
+            victims = (*earlier_victims, *swap.restore)
+            self._restore.update((victim, None) for victim in victims if victim in self.rules.models)
         self._reschedule(now)
         return self._take_effects()
 
@@ -304,7 +305,7 @@ class Scheduler(MemoryTransitions):
         for model in [*stale, *(name for name in self.models if name not in rules.models)]:
             self.failures.pop(model, None)
             self.enlarged.pop(model, None)
-            self.alone.discard(model)
+            self.alone.pop(model, None)
             self._restore.pop(model, None)
             if model not in rules.models:
                 self._refuse_queued(UnknownModel(model), model)

@@ -29,7 +29,6 @@ IDLE_LINGER_LOADS = 0.05
 Clients that send their next request after each response find the model so, for a twentieth of what a load costs.
 """
 
-
 FOREIGN_MEMORY_WAIT = 60.0
 """How many seconds a request waits for memory that other programs use."""
 
@@ -224,7 +223,8 @@ class Decision:
 class SchedulerState:
     """Everything the scheduler has learned, and the questions about it. Only `Scheduler` changes it.
 
-    `enlarged` has factors for the needs of models that ran out of memory; models in `alone` did so at their last load.
+    `enlarged` has factors for the needs of models that ran out of memory. Models in `alone` did so at their last load,
+    which had evicted these models; the next one evicts all others.
     """
 
     rules: Rules
@@ -237,10 +237,8 @@ class SchedulerState:
     stalled_readers: dict[int, float] = field(factory=dict, init=False)
     shutdown_error: LlamaswapError | None = field(default=None, init=False)
     ledger: Ledger = field(factory=lambda: Ledger({}), init=False)
-    enlarged: dict[str, float] = field(
-        factory=dict, init=False
-    )  # factor of the need, for models that ran out of memory
-    alone: set[str] = field(factory=set, init=False)  # models that ran out of memory at their last load
+    enlarged: dict[str, float] = field(factory=dict, init=False)
+    alone: dict[str, tuple[str, ...]] = field(factory=dict, init=False)
     _effects: list[Effect] = field(factory=list, init=False)
 
     def can_grant(self, model: str) -> bool:

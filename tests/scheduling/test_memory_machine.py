@@ -405,6 +405,16 @@ class OutOfMemoryTests(SynchronousTestCase):
         self.out_of_memory(here, "b")
         self.assertIn("b ran out of memory; it had up to 100 MiB of RAM", str(here.refused[ticket.number]))
 
+    def test_models_that_were_evicted_for_both_loads_return_after_the_second_failure(self) -> None:
+        here = used_once(memory_world(needs={"a": ram(60), "b": ram(50), "c": ram(30)}), "a", "c")
+        here.request("b")
+        self.out_of_memory(here, "b")
+        here.stopped("b")
+        self.out_of_memory(here, "b")
+        self.assertEqual([swap.evict for swap in here.swaps], [("a",), ("c",)])
+        here.load_all()
+        self.assertEqual(here.ready, {"a", "c"})
+
     def test_model_that_was_alone_is_not_loaded_twice(self) -> None:
         here = memory_world(needs={"b": ram(40)})
         ticket = here.request("b")
