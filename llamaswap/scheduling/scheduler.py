@@ -13,15 +13,18 @@ The decision tree for a request, in order; the first rule that applies decides:
 5. The model is ready but outdated: wait until its present process has finished its requests.
 6. A starved request has closed this model to new requests: wait for that request.
 7. The model is being loaded: join that load. One model never has two processes.
-8. Loading the model would evict a pinned model, or needs more memory than the machine has: refuse. If other programs
-   use the memory, wait in the queue.
+8. Loading the model would evict a pinned model, or needs more memory than the machine has or than models that may not be
+   evicted leave: refuse. If other programs use that memory: wait in the queue, for at most a minute.
 9. As many requests as `max_concurrent` allows are served or have a load running for them, the load conflicts with a
-   reservation, an eviction candidate still serves requests or has only just become unused, or a running load that other
-   requests wait for touches the same models: wait in the queue. Requests behind this one are not blocked by it.
-10. Otherwise start the load. Evicted models that can suspend are suspended, the others are stopped; loads that no
-    request waits for are abandoned if they are in the way.
+   reservation, an eviction candidate still serves requests or has become unused only just now (with memory: within
+   `hold`, unless the request is starved), or a running load that other requests wait for touches the same models: wait
+   in the queue. Requests behind this one are not blocked by it.
+10. Otherwise start the load. Evicted models that can suspend are suspended (with memory: if RAM has room for them), the
+   others are stopped; loads that no request waits for are abandoned if they are in the way.
 
-What a load evicts says the eviction policy, and after it, if memory decides, `memory.place`.
+The eviction policy says what a load evicts. If memory decides, `memory.place` adds what has to leave so that the model
+fits; a model of unknown need is loaded alone, and so is one whose last load ran out of memory, once for its requests. A
+lease of memory is a model to these rules, whose one request is served for as long as its program runs.
 
 Each event that may free a model runs the queue through rules 5 to 10 again (`_reschedule`), with four additions:
 
