@@ -13,8 +13,8 @@ The decision tree for a request, in order; the first rule that applies decides:
 5. The model is ready but outdated: wait until its present process has finished its requests.
 6. A starved request has closed this model to new requests: wait for that request.
 7. The model is being loaded: join that load. One model never has two processes.
-8. Loading the model would evict a pinned model, or needs more memory than the machine has or than models that may not be
-   evicted leave: refuse. If other programs use that memory: wait in the queue, for at most a minute.
+8. Loading the model would evict a pinned model, or needs more memory than the machine has or than models that may
+   not be evicted leave: refuse. If other programs use that memory: wait in the queue, for at most a minute.
 9. As many requests as `max_concurrent` allows are served or have a load running for them, the load conflicts with a
    reservation, an eviction candidate still serves requests or has become unused only just now (with memory: within
    `hold`, unless the request is starved), or a running load that other requests wait for touches the same models: wait
