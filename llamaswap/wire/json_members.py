@@ -231,6 +231,18 @@ def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
     return cut
 
 
+def split_members(data: bytes) -> dict[str, bytes]:
+    """The members of an object as text, the last one of each name; none if `data` is not an object, or cut off."""
+    cut = split(data, PARTS)
+    return {one.key: cut.value(one) for one in cut.members} if cut is not None and cut.is_object and cut.whole else {}
+
+
+def split_values(data: bytes) -> list[bytes]:
+    """The values of an array as text; none if `data` is not an array, or cut off."""
+    cut = split(data, PARTS)
+    return list(map(cut.value, cut.members)) if cut is not None and not cut.is_object and cut.whole else []
+
+
 def _opened(data: bytes) -> JsonContainer | None:
     """The object or array that `data` begins with, its members not read yet; None if it begins with neither."""
     start = 0

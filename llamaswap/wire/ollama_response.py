@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 
 from attrs import define, field
 
 from llamaswap.errors import LlamaswapError
 from llamaswap.wire import usage
+from llamaswap.wire.json_members import split_members, split_values
 from llamaswap.wire.ollama import CHAT, EMBED, EMBEDDINGS, JsonObject, TranslatedRequest
 from llamaswap.wire.openai import encode
 
@@ -199,10 +201,13 @@ class ResponseTranslator:
 
     def document(self, data: bytes, now: float) -> bytes:
         """The response for a complete JSON document; of several lines if the client asked for a stream."""
+        if self.request.path in (EMBED, EMBEDDINGS):
+            # Not parsed as a whole: other threads would wait while millions of numbers are.
+            members = split_members(data)
+            found = usage.from_document(b'{"usage":%b}' % members.get("usage", b"null"))
+            return self._embeddings(_vectors(members.get("data", b"")), found, now)
         document = _parsed(data)
         found = usage.from_document(data, self.request.target)
-        if self.request.path in (EMBED, EMBEDDINGS):
-            return encode(self._embeddings(document, found, now))
         choices = document.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else {}
         message = choice.get("message") if isinstance(choice, dict) else None
@@ -221,28 +226,23 @@ class ResponseTranslator:
             return self._last(content, found, timings, now)
         return self._line(content, now) + self._last({}, found, timings, now)
 
-    def _embeddings(self, document: Mapping[str, object], found: usage.Usage | None, now: float) -> JsonObject:
-        data = document.get("data")
-        rows = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
-        vectors = [row.get("embedding") for row in sorted(rows, key=_index)]
+    def _embeddings(self, vectors: Sequence[bytes], found: usage.Usage | None, now: float) -> bytes:
         if self.request.path == EMBEDDINGS:
-            return {"embedding": vectors[0] if vectors else []}
-        return {
+            return b'{"embedding":%b}' % (vectors[0] if vectors else b"[]")
+        rest = {
             "model": self.request.model,
-            "embeddings": vectors,
             "total_duration": _nanoseconds(now - self.arrived),
             "load_duration": _nanoseconds(self._load_seconds),
             "prompt_eval_count": found.input_tokens if found is not None else 0,
         }
+        return b'{"embeddings":[%b],%b' % (b",".join(vectors), encode(rest)[1:])
 
     # -- lines ---------------------------------------------------------------------------------------------
 
     def without_generation(self, now: float) -> bytes:
         """The response to a request that only loads or unloads its model, or embeds nothing."""
-        if self.request.path == EMBED:
-            return encode(self._embeddings({}, None, now))
-        if self.request.path == EMBEDDINGS:
-            return encode({"embedding": []})
+        if self.request.path in (EMBED, EMBEDDINGS):
+            return self._embeddings((), None, now)
         reason = "unload" if self.request.unloads else "load"
         return self._line({**self._message("", ""), "done_reason": reason, "done": True}, now)
 
@@ -321,9 +321,15 @@ def _log_probabilities(choice: object) -> JsonObject:
     return {"logprobs": content} if isinstance(content, list) and content else {}
 
 
-def _index(row: Mapping[str, object]) -> int:
-    index = row.get("index")
-    return index if isinstance(index, int) else 0
+def _vectors(data: bytes) -> list[bytes]:
+    """The embeddings in the `data` of a document, in their order."""
+    rows = []
+    for row in split_values(data):
+        members = split_members(row)
+        index = members.get("index", b"")
+        if "embedding" in members:
+            rows.append((int(index) if index.isdigit() else 0, members["embedding"]))
+    return [vector for _, vector in sorted(rows, key=itemgetter(0))]
 
 
 def _seconds(milliseconds: object, otherwise: float) -> float:

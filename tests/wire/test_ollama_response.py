@@ -161,6 +161,15 @@ class DocumentTests(SynchronousTestCase):
         self.assertEqual((found["embeddings"], found["prompt_eval_count"]), ([[1.0], [2.0]], 7))
         self.assertEqual(json.loads(translator(EMBEDDINGS).document(data, 104.0)), {"embedding": [1.0]})
 
+    def test_embeddings_have_the_servers_bytes_and_no_other_member(self):
+        data = b' {"x": [1], "data" : [ {"embedding" : [1.50, -2e-3], "object":"embedding"} , {"index":0} ] } '
+        found = translator(EMBED).document(data, 104.0)
+        self.assertIn(b'"embeddings":[[1.50, -2e-3]],', found)
+        self.assertEqual(json.loads(found)["prompt_eval_count"], 0)
+        for data in (b"", b"[1]", b'{"data":7}', b'{"data":[{"embedding":[1]}', b'{"data":[7,[]]}'):
+            self.assertEqual(json.loads(translator(EMBED).document(data, 104.0))["embeddings"], [], data)
+            self.assertEqual(json.loads(translator(EMBEDDINGS).document(data, 104.0)), {"embedding": []}, data)
+
     def test_a_load_is_done_at_once(self):
         found = json.loads(translator(GENERATE, prompt="").without_generation(104.0))
         self.assertEqual((found["done"], found["done_reason"], found["response"]), (True, "load", ""))
