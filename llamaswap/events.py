@@ -76,6 +76,15 @@ class SwapEnded:
 
 
 @frozen
+class LoadFailed:
+    """A load that an operator asked for failed after it was accepted, or a model cannot be started, which leaves its
+    state as it is."""
+
+    model: str
+    error: str
+
+
+@frozen
 class ProfileChanged:
     """The active profile is now `active` (None: none)."""
 

@@ -97,8 +97,8 @@ class FakePendingLease(PendingLease):
 class FakeRouter:
     """A router without servers. `states` and `statuses` are what it reports of them.
 
-    Requests are granted at once while `auto` is set; `refusal` refuses them; without `ready` they wait first. `loads`
-    and `unloads` return `work`. `calls` has the operator's calls in their order.
+    Requests are granted at once while `auto` is set; `refusal` refuses them; without `ready` they wait first. Loads
+    and unloads return `work`, unloads `unloads` if it is set. `calls` has the operator's calls in their order.
     """
 
     config: Config = Factory(Config)
@@ -119,6 +119,7 @@ class FakeRouter:
     hung: list[tuple[str, str]] = Factory(list)
     calls: list[tuple[object, ...]] = Factory(list)
     work: Deferred[None] | None = None
+    unloads: Deferred[None] | None = None
     vitals: HealthSnapshot = Factory(lambda: HealthSnapshot(None, 0.0, 0, 0, 0))
     waiting: list[WaitingRequest] = Factory(list)
     broken: list[tuple[FailureRecord, float]] = Factory(list)
@@ -187,7 +188,7 @@ class FakeRouter:
 
     def unload(self, models: Iterable[str] | None = None) -> Deferred[None]:
         self.unloaded.append(models)
-        return self.work or succeed(None)
+        return self.unloads or self.work or succeed(None)
 
     def select_profile(self, name: str | None) -> None:
         self.profile = name
@@ -223,6 +224,9 @@ class FakeRouter:
 
     def running(self) -> list[ServerStatus]:
         return [server_status(name, state) for name, state in sorted(self.states.items()) if state != "stopped"]
+
+    def failure(self, model: str) -> str:
+        return self.status(model).last_error or ""
 
     def suspended(self) -> list[ServerStatus]:
         return [status for _, status in sorted(self.statuses.items()) if status.asleep_since is not None]
@@ -292,6 +296,7 @@ class FakeSupervisor:
     stubborn: bool = False
     failure: Exception | None = None
     unstartable: StartFailed | None = None
+    last_error: str = ""
     state: str = "stopped"
     spawned: int = 0
     graces: list[float | None] = Factory(list)
@@ -371,6 +376,8 @@ class FakeSupervisor:
 
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
         self.asked_beside.append(set(ours))
+        if self.unstartable is not None:
+            self.last_error = self.unstartable.cause
         return self.unstartable
 
     def log_tail(self) -> str:
@@ -421,7 +428,7 @@ class FakeSupervisor:
             self.state,
             port=endpoint.port,
             started_at=self.started_at,
-            last_error=None,
+            last_error=self.last_error,
             cmd=tuple(word.replace("${PORT}", str(endpoint.port)) for word in self.cmd),
             endpoint=endpoint,
             asleep_since=self.asleep_since,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from attrs import define, evolve, field
 from twisted.internet.interfaces import IReactorTime
 
@@ -49,6 +51,21 @@ class ModelQueries:
         if managed is None:
             raise UnknownModel(model)
         return managed.supervisor.status()
+
+    def failure(self, model: str) -> str:
+        """Why a stopped model failed when it was last started or used; empty if it did not fail."""
+        managed = self._models.get(model)
+        if managed is None or not managed.stopped or managed.suspended:
+            return ""
+        return managed.supervisor.status().last_error or ""
+
+    def _ports_of_others(self, model: str) -> Collection[int]:
+        """The ports that other models' servers use: an eviction may free the wanted one. While servers of an earlier
+        program are being stopped, any port may become free."""
+        if self.swaps.starts_are_delayed:
+            return range(1 << 16)
+        others = [managed for name, managed in self._models.items() if name != model and not managed.stopped]
+        return {port for managed in others if (port := managed.supervisor.status().port) is not None}
 
     def forecast(self, model: str) -> Decision:
         """What a request for this model (id or alias) would cause now."""

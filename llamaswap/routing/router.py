@@ -5,7 +5,7 @@ It knows nothing of HTTP; supervisors come from a factory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import define, evolve, field
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
@@ -18,6 +18,7 @@ from llamaswap.config.schema.model import Model
 from llamaswap.config.schema.routing import Peer
 from llamaswap.errors import (
     LlamaswapError,
+    ModelUnloaded,
     NoTarget,
     RequestError,
     ShuttingDown,
@@ -25,7 +26,7 @@ from llamaswap.errors import (
     Superseded,
     UnknownModel,
 )
-from llamaswap.events import EventBus, Preloaded, ProfileChanged, RequestQueued, StateChanged
+from llamaswap.events import EventBus, LoadFailed, Preloaded, ProfileChanged, RequestQueued, StateChanged
 from llamaswap.observe.vram_reclaim import VramReclaim
 from llamaswap.routing.interfaces import NO_STANDING, Standing
 from llamaswap.routing.leases import Lease, PendingLease
@@ -130,15 +131,11 @@ class Router(LeasingRouter):
             return None
         if self._scheduler.in_backoff(model, now):
             return None
-        return self._models[model].supervisor.preflight(self._ports_of_others(model))
-
-    def _ports_of_others(self, model: str) -> Collection[int]:
-        """The ports that other models' servers use: an eviction may free the wanted one. While servers of an earlier
-        program are being stopped, any port may become free."""
-        if self.swaps.starts_are_delayed:
-            return range(1 << 16)
-        others = [managed for name, managed in self._models.items() if name != model and not managed.stopped]
-        return {port for managed in others if (port := managed.supervisor.status().port) is not None}
+        before = self.failure(model)
+        error = self._models[model].supervisor.preflight(self._ports_of_others(model))
+        if error is not None and error.cause != before:
+            self._bus.publish(LoadFailed(model, str(error)))
+        return error
 
     def supersede(
         self, waiting: PendingLease, *, on_position: Callable[[int], None] | None = None
@@ -206,9 +203,14 @@ class Router(LeasingRouter):
         names = self.config.copies(self.config.real(model) or model)
         self._scheduler.clear_backoff(names)
         loads = [self.request(name, origin=origin).granted.addCallback(lambda lease: lease.release()) for name in names]
-        if len(loads) == 1:
-            return loads[0]
-        return gatherResults(loads, consumeErrors=True).addCallbacks(lambda _: None, _first_failure)
+        loading = gatherResults(loads, consumeErrors=True).addCallbacks(lambda _: None, _first_failure)
+        return loading if loading.called else loading.addErrback(self._load_failed, model)
+
+    def _load_failed(self, failure: Failure, model: str) -> Failure:
+        """Publish the failure of a load that was accepted, except if an operator ended it."""
+        if failure.check(RequestError) and not failure.check(ModelUnloaded):
+            self._bus.publish(LoadFailed(model, failure.getErrorMessage()))
+        return failure
 
     def unload(self, models: Iterable[str] | None = None) -> Deferred[None]:
         """Stop these models (ids or aliases; None: all) and their replicas, also if they serve; fires when none of them

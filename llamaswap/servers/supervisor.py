@@ -103,6 +103,8 @@ class Supervisor:
         return stopped
 
     def set_definition(self, model: Model) -> None:
+        if (model.cmd, model.env, model.proxy) != (self.model.cmd, self.model.env, self.model.proxy):
+            self._last_error = ""
         self.model = model
 
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:

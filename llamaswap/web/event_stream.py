@@ -19,6 +19,7 @@ from llamaswap.events import (
     ConfigRejected,
     ConfigReloaded,
     EventBus,
+    LoadFailed,
     PeersChanged,
     ProfileChanged,
     SleepEnded,
@@ -38,6 +39,7 @@ from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.listing import status_rows
 from llamaswap.web.log_topics import PREFIX, LogTopics
 from llamaswap.web.route import QueryParameter, Route, RouteTable
+from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.sse_feed import Feed, FeedMessage, message
 from llamaswap.web.streaming_response import StreamingResponses
 
@@ -142,6 +144,7 @@ class EventEndpoints:
         self.bus.subscribe(ActivityStored, self._activity_stored)
         self.bus.subscribe(SwapBegan, self._swap_began)
         self.bus.subscribe(SwapEnded, self._swap_ended)
+        self.bus.subscribe(LoadFailed, self._load_failed)
         self.bus.subscribe(ConfigReloaded, self._reloaded)
         self.bus.subscribe(ConfigRejected, self._rejected)
 
@@ -251,6 +254,11 @@ class EventEndpoints:
     def _swap_ended(self, event: SwapEnded) -> None:
         data = {"id": event.swap, "model": event.model, "ended": True, "error": event.error}
         self.fanout.publish("swaps", "swap", data)
+
+    def _load_failed(self, event: LoadFailed) -> None:
+        self._models_changed()
+        error = masked_text(event.error, known_secrets(self.router.config))
+        self.fanout.publish("swaps", "loadFailed", {"model": event.model, "error": error})
 
     def _reloaded(self, event: ConfigReloaded) -> None:
         """End the streams of legacy clients, which learn new profiles only by connecting again; inform the others."""

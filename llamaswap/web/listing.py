@@ -13,6 +13,7 @@ from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route, RouteTable
+from llamaswap.web.secret_masking import known_secrets, masked_text
 
 LOADED_STATES = frozenset(("starting", "ready", "stopping"))
 NO_CAPABILITIES = Capabilities()
@@ -212,12 +213,17 @@ def capability_flags(block: Capabilities) -> dict[str, bool]:
 def status_rows(
     router: Router, peers: PeerDirectory, capabilities: Callable[[Model], Capabilities] = attrgetter("capabilities")
 ) -> list[JsonObject]:
-    """Every model with its state, then the models of the peers: the `modelStatus` event."""
+    """Every model with its state, then the models of the peers: the `modelStatus` event.
+
+    `failed` is why a stopped model failed when it was last started or used.
+    """
     config = router.config
+    secrets = known_secrets(config)
     suspended = {status.model for status in router.suspended()}
     rows: list[JsonObject] = []
     for model in sorted(config.models.values(), key=lambda model: model.id):
         state, block = router.state(model.id), capabilities(model)
+        failure = router.failure(model.id)
         optional = {
             "aliases": every_alias(model),
             "tags": list(model.tags),
@@ -225,6 +231,7 @@ def status_rows(
             "context_length": block.context,
             "asleep": model.id in suspended,
             "replica_of": model.replica_of,
+            "failed": masked_text(failure, secrets) if failure else "",
         }
         rows.append(
             {

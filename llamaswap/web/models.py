@@ -53,6 +53,7 @@ class ModelDetail:
     groups: list[str]
     context_length: int | None
     last_error: str | None
+    failed: str | None
     vram_mb: int | None
     load_ms: list[int]
     asleep: bool
@@ -65,7 +66,10 @@ class ModelDetail:
 
 @frozen
 class Accepted:
-    """The model that a command is for, and its state at the command's end."""
+    """The model that a command is for, and its state at the command's end.
+
+    `state` is also `queued`: a load that was accepted waits until it can begin.
+    """
 
     model: str
     state: str
@@ -180,6 +184,7 @@ class ModelEndpoints:
             groups=_groups(config, model.replica_of or model.id),
             context_length=self.capabilities(model).context or None,
             last_error=masked_text(status.last_error, secrets) if status.last_error else None,
+            failed=masked_text(self.router.failure(model.id), secrets) or None,
             vram_mb=self.vram(model.id),
             load_ms=[round(seconds * 1000) for seconds in status.load_seconds],
             asleep=status.asleep_since is not None,
@@ -196,10 +201,15 @@ class ModelEndpoints:
 
     @route("POST", "/api/models/load/<rest:model>", query=_WAIT, status=202, answer=Accepted)
     async def load(self, call: AdminRequest) -> Response:
-        """Begin to load a model; the event stream shows the progress."""
+        """Begin to load a model; the event stream shows the progress.
+
+        A load that is refused or fails at once, because a pinned model is in the way or the command cannot be run, is
+        answered with its error.
+        """
         model = self._model(call.variables["model"])
-        await self._load(model, wait=call.text("wait") in ("1", "true"))
-        return self._accepted(model)
+        wait = call.text("wait") in ("1", "true")
+        await self._load(model, wait=wait)
+        return self._accepted(model, loading=not wait)
 
     @route("POST", "/models/load", body=ModelNameBody, answer=Success)
     async def load_named(self, call: AdminRequest) -> Response:
@@ -223,8 +233,8 @@ class ModelEndpoints:
         """Restart a model's server; answers when it has stopped and the load has begun."""
         model = self._model(call.variables["model"])
         await shielded(self.router.unload([model.id]), f"restarting {model.id}")
-        self.router.load(model.id).addErrback(log_failure, f"loading {model.id}")
-        return self._accepted(model)
+        await self._load(model, wait=False)
+        return self._accepted(model, loading=True)
 
     @route("POST", "/api/models/pin/<rest:model>", answer=Accepted)
     def pin(self, call: AdminRequest) -> Response:
@@ -240,9 +250,10 @@ class ModelEndpoints:
         self.router.unpin(model.id)
         return self._accepted(model, 200)
 
-    def _accepted(self, model: Model, status: int = 202) -> Response:
-        accepted = Accepted(model.id, self.router.state(model.id), model.id in self.router.pinned)
-        return json_answer(accepted, status)
+    def _accepted(self, model: Model, status: int = 202, *, loading: bool = False) -> Response:
+        state = self.router.state(model.id)
+        state = "queued" if loading and state in ("stopped", "stopping") else state
+        return json_answer(Accepted(model.id, state, model.id in self.router.pinned), status)
 
     def _model(self, name: str) -> Model:
         config = self.router.config

@@ -44,7 +44,16 @@ from llamaswap.errors import (
     TooManyRequests,
     UnknownModel,
 )
-from llamaswap.events import EventBus, Preloaded, ProfileChanged, SleepEnded, StateChanged, SwapBegan, SwapEnded
+from llamaswap.events import (
+    EventBus,
+    LoadFailed,
+    Preloaded,
+    ProfileChanged,
+    SleepEnded,
+    StateChanged,
+    SwapBegan,
+    SwapEnded,
+)
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.router import Router
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
@@ -78,7 +87,7 @@ class Scene:
     router: Router = Factory(lambda self: self.build(), takes_self=True)
 
     def build(self) -> Router:
-        for kind in (StateChanged, SleepEnded, SwapBegan, SwapEnded, ProfileChanged, Preloaded):
+        for kind in (StateChanged, SleepEnded, SwapBegan, SwapEnded, ProfileChanged, Preloaded, LoadFailed):
             self.bus.subscribe(kind, self.published.append)
         return Router(self.config, self.fleet, self.clock, self.bus, self.memory)
 
@@ -1151,6 +1160,41 @@ class OperatorTests(SynchronousTestCase):
         self.assertEqual(here.router.state("a"), "ready")
         self.assertEqual(here.router.health().serving, 0)
         self.failureResultOf(here.router.load("zebra"), UnknownModel)
+
+    def test_failure_of_a_load_that_was_accepted_is_published(self) -> None:
+        here = scene(servers={"b": {"failure": StartFailed("b", "no weights")}})
+        loading = here.router.load("b")
+        here.settle()
+        self.failureResultOf(loading, StartFailed)
+        self.assertEqual(here.events(LoadFailed), [LoadFailed("b", "unspecific error: no weights")])
+
+    def test_load_that_a_later_pin_blocks_is_published_as_failed(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        loading = here.router.load("b")
+        here.router.pin("a")
+        lease.release()
+        here.settle()
+        self.failureResultOf(loading, NotReady)
+        self.assertEqual(here.events(LoadFailed), [LoadFailed("b", "cannot load b: a is pinned")])
+
+    def test_load_that_is_refused_at_once_or_ended_by_an_operator_is_not_published_as_failed(self) -> None:
+        here = scene().loaded("a")
+        here.router.pin("a")
+        self.failureResultOf(here.router.load("b"), NotReady)
+        here.router.unpin("a")
+        loading = here.router.load("b")
+        here.router.unload(["b"])
+        here.settle()
+        self.failureResultOf(loading, ModelUnloaded)
+        self.assertEqual(here.events(LoadFailed), [])
+
+    def test_model_that_cannot_be_started_is_published_once_and_keeps_its_failure(self) -> None:
+        here = scene(servers={"b": {"unstartable": StartFailed("b", "no such command")}})
+        for _ in range(2):
+            self.failureResultOf(here.router.request("b").granted, StartFailed)
+        self.assertEqual(here.events(LoadFailed), [LoadFailed("b", "unspecific error: no such command")])
+        self.assertEqual([here.router.failure(name) for name in ("b", "a", "zebra")], ["no such command", "", ""])
 
     def test_running_lists_models_that_are_not_stopped_in_order(self) -> None:
         here = scene(routing=TOGETHER).loaded("c", "a")

@@ -1,5 +1,6 @@
 """A model's server from the router's side, in a world of doubles."""
 
+from attrs import evolve
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -760,6 +761,17 @@ class CrashTests(SynchronousTestCase):
         self.assertEqual(made.supervisor.status().last_error, "upstream command exited unexpectedly (signal SIGSEGV)")
         self.successResultOf(_up(made))
         self.assertEqual(len(made.servers()), 2)
+
+    def test_another_definition_ends_the_failure_of_the_earlier_one(self):
+        made = scene()
+        _up(made)
+        made.servers()[0].die(-11)
+        made.wait(0.01)
+        supervisor = made.supervisor
+        supervisor.set_definition(evolve(supervisor.model, ttl=5))
+        self.assertIn("SIGSEGV", supervisor.status().last_error)
+        supervisor.set_definition(evolve(supervisor.model, cmd="another"))
+        self.assertEqual(supervisor.status().last_error, "")
 
     def test_crash_leaves_no_group_member_and_does_not_wait_for_the_pipe(self):
         """core V37 (fix)"""

@@ -9,6 +9,7 @@ from llamaswap.events import (
     CapabilitiesFound,
     ConfigRejected,
     ConfigReloaded,
+    LoadFailed,
     ProfileChanged,
     StateChanged,
     SwapBegan,
@@ -19,7 +20,8 @@ from llamaswap.web.event_fanout import GATHER_TIME_PER_CLIENT, MAX_GATHERED_BYTE
 from llamaswap.web.event_stream import RENDERING_LIFETIME
 from llamaswap.web.sse_feed import LONGEST_PAUSE, MAX_QUEUED_MESSAGES, Feed, message
 from llamaswap.wire.usage import Usage
-from tests.web.doubles import World, example_router
+from tests.doubles import server_status
+from tests.web.doubles import World, example_router, with_keys
 
 
 def events(body):
@@ -415,6 +417,17 @@ class TopicTests(TestCase):
         told = events(client.answer().body[seen:])
         self.assertEqual([(kind, data["id"]) for kind, data, _ in told], [("swap", 3), ("swap", 3)])
         self.assertLess(told[0][2], told[1][2])
+        client.leave()
+
+    def test_failure_of_a_load_is_an_event_without_secrets_and_the_models_status_has_it(self):
+        world = World(example_router(with_keys("sesame-key")))
+        world.router.statuses["alpha"] = server_status("alpha", "stopped", last_error="exit 3: sesame-key")
+        client = self.open(world, "swaps,models", **{"x-api-key": "sesame-key"})
+        seen = len(client.answer().body)
+        world.bus.publish(LoadFailed("alpha", "exit 3: sesame-key"))
+        (_, rows, _), (kind, data, _) = events(client.answer().body[seen:])
+        self.assertEqual({row["id"]: row.get("failed") for row in rows}["alpha"], "exit 3: ***")
+        self.assertEqual((kind, data), ("loadFailed", {"model": "alpha", "error": "exit 3: ***"}))
         client.leave()
 
     def test_machine_is_sampled_only_for_clients_that_asked_for_it(self):

@@ -4,7 +4,8 @@ from twisted.trial.unittest import TestCase
 from llamaswap.config import Capabilities, Config, Model, Selector
 from llamaswap.errors import FailureRecord
 from llamaswap.web.listing import status_rows
-from tests.web.doubles import World, example_config, example_router
+from tests.doubles import server_status
+from tests.web.doubles import World, example_config, example_router, with_keys
 
 
 def listed(world, path="/v1/models"):
@@ -84,6 +85,14 @@ class ListingTests(TestCase):
             [row.get("tags") for row in status_rows(world.router, world.peers)], [["coding", "small"], None]
         )
         self.assertEqual(world.ask("/api/models/m").json["tags"], ["coding", "small"])
+
+    def test_status_of_a_model_that_failed_has_the_reason_without_secrets(self):
+        world = World(router=example_router(with_keys("sesame-key")))
+        world.router.statuses["alpha"] = server_status("alpha", "stopped", last_error="exit 3: sesame-key")
+        rows = {row["id"]: row.get("failed") for row in status_rows(world.router, world.peers)}
+        self.assertEqual((rows["alpha"], rows["beta"]), ("exit 3: ***", None))
+        detail = world.ask("/api/models/alpha", headers=[("x-api-key", "sesame-key")]).json
+        self.assertEqual(detail["failed"], "exit 3: ***")
 
     def test_replica_is_in_the_status_of_models_and_not_listed(self):
         filters = example_config().models["beta"].filters

@@ -1,8 +1,8 @@
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from llamaswap.errors import StartFailed
+from llamaswap.errors import NotReady, StartFailed
 from llamaswap.events import StateChanged, SwapBegan, SwapEnded
 from llamaswap.servers.supervisor_protocol import ServerStatus
 from tests.doubles import server_status
@@ -64,7 +64,22 @@ class VerbTests(TestCase):
             self.assertEqual(answer.status, 500)
             self.assertIn("no such command", answer.json["error"]["message"])
 
-    def test_a_load_that_fails_later_is_only_logged(self):
+    def test_a_load_that_a_pinned_model_blocks_is_a_conflict_with_the_reason(self):
+        for verb in ("load", "restart"):
+            world = World()
+            world.router.work = fail(NotReady("alpha", "cannot load alpha: beta is pinned"))
+            if verb == "restart":
+                world.router.unloads = succeed(None)
+            answer = world.ask(f"/api/models/{verb}/alpha", "POST")
+            self.assertEqual((answer.status, answer.json["error"]["code"]), (409, "conflict"), verb)
+            self.assertIn("beta is pinned", answer.json["error"]["message"])
+
+    def test_a_load_that_has_to_wait_is_acknowledged_as_queued(self):
+        for state, shown in (("stopped", "queued"), ("stopping", "queued"), ("starting", "starting")):
+            world = World(example_router(states={"alpha": state}))
+            self.assertEqual(world.ask("/api/models/load/alpha", "POST").json["state"], shown)
+
+    def test_a_load_that_fails_later_is_logged(self):
         world = World()
         world.router.work = Deferred()
         self.assertEqual(world.ask("/api/models/load/alpha", "POST").status, 202)
