@@ -46,7 +46,7 @@ def diff(old: Config, new: Config) -> ConfigDiff:
 
 def _same_process(old: Model, new: Model) -> bool:
     """Whether the process of the old model is right for the new one. The text of an equal command may differ."""
-    before, after = ((each.env, each.env_policy, each.proxy, each.port, each.gpus) for each in (old, new))
+    before, after = ((each.env, each.env_policy, each.proxy, each.port, each.gpus, each.place) for each in (old, new))
     return before == after and (old.cmd == new.cmd or _argv(old) == _argv(new))
 
 

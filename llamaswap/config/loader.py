@@ -28,6 +28,7 @@ from llamaswap.config.schema import (
     SecuritySettings,
     StoreSettings,
 )
+from llamaswap.config.schema.hosts import check_hosts
 from llamaswap.config.schema.model import Model
 from llamaswap.config.yaml_tree import ConfigText, parse
 from llamaswap.errors import ConfigError, Problem
@@ -168,6 +169,7 @@ def _resolved(config: Config, report: Diagnostics, store_problem: StoreProblem |
     api_keys.check(config, report)
     _check_hosts(config.allowed_hosts, report)
     _check_cors(config.security, report)
+    check_hosts(config.hosts, report)
     if config.captures.path.strip() and config.capture_buffer == 0:
         report.warn("captures.path has no effect because captureBuffer is 0", "captures.path")
     for name, path in (("captures.path", config.captures.path), ("logFiles.folder", config.log_files.folder)):

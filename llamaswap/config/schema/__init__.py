@@ -27,6 +27,7 @@ from llamaswap.config.field_types import (
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.policies.groups import Group
 from llamaswap.config.policies.matrix import Matrix
+from llamaswap.config.schema.hosts import Hosts
 from llamaswap.config.schema.keys import ApiKey
 from llamaswap.config.schema.model import ENV_POLICIES, FORWARD_KEY, Model, Scalar
 from llamaswap.config.schema.routing import Peer, Profile, Routing, Selector
@@ -273,6 +274,9 @@ class Config:
     selectors: Mapping[str, Selector] = sections(Selector, "Names that choose among several models.", named=True)
     hooks: HookSettings = section(HookSettings, "Commands and URLs that are run at certain events.")
     peers: Mapping[str, Peer] = sections(Peer, "Other servers and the models they offer.", named=True)
+    hosts: Hosts | None = section(
+        Hosts, "Run models on other machines too; `{}` for the defaults. Unset: on this machine only.", default=None
+    )
     upstream: UpstreamSettings = section(UpstreamSettings, "Rules for /upstream/MODEL/... requests.")
     # Not a cached property: attrs then defines __getattr__, which makes every attribute slower to read.
     names: NameIndex = field(init=False, eq=False, repr=False)

@@ -94,6 +94,7 @@ _SIZES_SCHEMA = {
     "additionalProperties": _SIZE_SCHEMA,
     "propertyNames": {"pattern": f"^({_DEVICE.pattern})$"},
 }
+SIZE = ValueType("size such as 9GiB", lambda node, *_: _size(node), lambda _: _SIZE_SCHEMA, 0, 0, sizes.render)
 MODE = ValueType("on, off or advise", _mode, lambda _: {"anyOf": [{"enum": list(MODES)}, {"type": "boolean"}]}, "")
 DEVICE_SIZES: ValueType[Mapping[str, int]] = ValueType(
     "mapping of devices to sizes such as 9GiB", _device_sizes, lambda _: _SIZES_SCHEMA, {}, {}, _written

@@ -22,6 +22,7 @@ from llamaswap.config.field_types import (
     TEXT_OR_LIST,
     section,
 )
+from llamaswap.config.schema.hosts import Place
 from llamaswap.config.schema.memory import GPUS, NEED, GpuChoice
 
 Scalar = str | int | float | bool
@@ -227,6 +228,12 @@ class Model:
         default=1,
         minimum=1,
         maximum=MAX_REPLICAS,
+    )
+    place: Place = section(
+        Place,
+        "Where the model may run if there are `hosts`: a host, a list in order of preference, or a mapping. Any host "
+        "if unset, with this machine preferred.",
+        shorthand="hosts",
     )
     replica_of: str = ""
     endpoint: Endpoint | None = None
