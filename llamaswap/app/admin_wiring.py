@@ -35,6 +35,8 @@ from llamaswap.web.event_stream import EventEndpoints
 from llamaswap.web.inference import Inference
 from llamaswap.web.lease_api import LeaseEndpoints
 from llamaswap.web.listing import ListingEndpoints
+from llamaswap.web.llama_router import LlamaRouterEndpoints, encoded
+from llamaswap.web.lmstudio import LmStudioEndpoints
 from llamaswap.web.loadtest import Generator, LoadTests
 from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.memory_api import MemoryEndpoints
@@ -130,6 +132,8 @@ class AdminWiring:
         listing = ListingEndpoints(router, time.time, models.peers, capabilities)
         return [
             listing,
+            LmStudioEndpoints(listing),
+            LlamaRouterEndpoints(router, context.bus, self.streams, EventFanout(context.reactor, encoded)),
             OllamaEndpoints(router, listing, self.parts.memory.report, model_routes, time.time),
             ProcessEndpoints(router),
             LogEndpoints(registry, config, self.streams),

@@ -25,9 +25,11 @@ GATHER_TIME_PER_CLIENT = 0.0005  # seconds of gathering for each client: writing
 
 @define(eq=False)
 class EventFanout:
-    """The clients, and the events on their way to them. `number` is that of the last event."""
+    """The clients, and the events on their way to them. `number` is that of the last event; `encode` makes the message
+    of a topic, a kind, data and a number."""
 
     clock: IReactorTime
+    encode: Callable[[str, str, object, int], FeedMessage] = message
     unread: Callable[[], None] = field(default=lambda: None, init=False)
     """Called when no client reads any more."""
     number: int = field(default=0, init=False)
@@ -96,7 +98,7 @@ class EventFanout:
         self.number += 1
         if not self._current:
             return
-        event = message(topic, kind, data, self.number)
+        event = self.encode(topic, kind, data, self.number)
         self._recent.append(event)
         self._recent_bytes += len(event.wire)
         while len(self._recent) > REPLAY_EVENTS or self._recent_bytes > REPLAY_BYTES:

@@ -35,12 +35,15 @@ class Authenticate(Protocol):
         """Raise HttpError(401) if a key that was admitted before is not valid any more."""
 
 
+LM_STUDIO = b"/api/v0"  # its own names of the OpenAI API
+
+
 def forwarded_target(target: bytes) -> bytes:
-    """The raw request target as it is forwarded: without a leading /v or /audioapi."""
+    """The raw request target as it is forwarded: without /v or /audioapi, and with /v1 for LM Studio's /api/v0."""
     for prefix in (b"/v/", b"/audioapi/"):
         if target.startswith(prefix):
             return target[len(prefix) - 1 :]
-    return target
+    return b"/v1" + target[len(LM_STUDIO) :] if target.startswith(LM_STUDIO + b"/") else target
 
 
 @define

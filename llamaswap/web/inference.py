@@ -30,6 +30,7 @@ from llamaswap.wire.filters import FilterError
 from llamaswap.wire.form import form_value
 from llamaswap.wire.model_routes import MODEL_ROUTES
 from llamaswap.wire.ollama import DEFAULT_TAG
+from llamaswap.wire.openai import encode
 
 JSON_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "json")
 POST_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.method == "POST")
@@ -37,6 +38,18 @@ QUERY_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.
 ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
 
 PAGE_NOT_FOUND = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"X-Content-Type-Options", b"nosniff")]
+JSON_TYPE = [(b"Content-Type", b"application/json")]
+# What llama.cpp's router says of itself: its web UI and other clients then ask for the states of the models.
+ROUTER_PROPERTIES = encode(
+    {
+        "role": "router",
+        "models_autoload": True,
+        "model_alias": "llamaswap",
+        "model_path": "none",
+        "default_generation_settings": {"params": {}, "n_ctx": 0},
+        "build_info": "llamaswap",
+    }
+)
 LOADING_PATH = b"/v1/chat/completions"
 
 
@@ -93,7 +106,8 @@ class Inference:
     async def prepare(self, exchange: Exchange) -> ProxyRequest | None:
         """Find out which model the request asks for and what it will send. Raises what becomes an error response.
 
-        None if an unknown path names no known model, and if the request only unloads one: it got its response.
+        None if an unknown path names no known model, and if the request only unloads one or asks for the properties of
+        none: it got its response.
         """
         config = self.router.config
         if exchange.head.path in OLLAMA_ROUTES and config.ollama.enabled:
@@ -104,6 +118,9 @@ class Inference:
                 content.rename(content.model.removesuffix(DEFAULT_TAG))
         elif is_model_path(exchange.head.method, exchange.head.path) and exchange.head.path not in OLLAMA_ROUTES:
             facts, content = await self._read(exchange, config)
+            if exchange.head.path == b"/props" and not (content.model or config.routing.default_model):
+                send_response(exchange, 200, JSON_TYPE, ROUTER_PROPERTIES)
+                return None
         else:
             try:
                 facts, content = await self._read(exchange, config, wants_json=True)
@@ -215,7 +232,7 @@ class Inference:
             streaming=content.streaming,
             metered=exchange.head.method == b"POST",
         )
-        request.ollama = content.ollama
+        request.ollama, request.ttl = content.ollama, content.ttl
         if choice is not None:
             request.choice, request.other_targets = choice, [*others]
             request.content = content.copy() if others else None

@@ -38,7 +38,7 @@ class ModelRecord:
     created: int
     owned_by: str
     meta: JsonObject
-    status: dict[str, str]
+    status: JsonObject
     name: str = ""
     description: str = ""
     architecture: Architecture = Architecture()
@@ -127,7 +127,10 @@ class ListingEndpoints:
             names.setdefault(alias, {"type": "alias", "modelID": model.id})
         for name, facts in names.items():
             meta = {**shared, **facts}
-            yield record(name, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
+            row = record(name, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
+            if not loaded and self.router.failure(model.id):
+                row.status["failed"] = True
+            yield row
 
     def _selector_loaded(self, config: Config, strategy: str, targets: Iterable[str]) -> bool:
         considered = list(targets)[:1] if strategy == "pin" else targets

@@ -238,18 +238,7 @@ class OllamaEndpoints:
         return sha256(text.encode("utf-8", "replace")).hexdigest()
 
     def _details(self, name: str) -> JsonObject:
-        model = self._model(name)
-        text = f"{name} {model.cmd if model is not None else ''}"
-        parameters, quant = _PARAMETERS.search(text), _QUANT.search(text)
-        family = _family(name)
-        details = ModelDetails(
-            "gguf" if ".gguf" in text or "GGUF" in text else "",
-            family,
-            [family],
-            parameters[1].upper() if parameters is not None else "",
-            quant[1].upper() if quant is not None else "",
-        )
-        return _all_members(details)
+        return _all_members(model_details(name, self._model(name)))
 
     def _expires(self, model: Model) -> str:
         left = self.router.seconds_until_idle(model.id)
@@ -273,6 +262,25 @@ class OllamaEndpoints:
             ram, gpus = need["ram_mib"], need["gpus"]
             found[model] = (ram + sum(gpus[0] if gpus else ())) * MIB
         return found
+
+
+def model_details(name: str, model: Model | None) -> ModelDetails:
+    """What is known from a model's name and its command."""
+    text = f"{name} {model.cmd if model is not None else ''}"
+    parameters, quant = _PARAMETERS.search(text), _QUANT.search(text)
+    family = _family(name)
+    return ModelDetails(
+        "gguf" if ".gguf" in text or "GGUF" in text else "",
+        family,
+        [family],
+        parameters[1].upper() if parameters is not None else "",
+        quant[1].upper() if quant is not None else "",
+    )
+
+
+def embeds_only(name: str, model: Model | None) -> bool:
+    """Whether a model makes embeddings, and no text, as far as its name and its command say."""
+    return _EMBEDDER.search(name) is not None or (model is not None and "--embedding" in model.cmd)
 
 
 def _uses(document: JsonObject) -> Iterator[tuple[str, str, int]]:
@@ -303,7 +311,7 @@ def _family(name: str) -> str:
 def _capabilities(record: ModelRecord, model: Model | None) -> Iterator[str]:
     """What clients may ask of a model. One whose capabilities are not configured may be able to call tools."""
     words = f"{record.id} {model.cmd if model is not None else ''}"
-    if _EMBEDDER.search(record.id) or "--embedding" in words:
+    if embeds_only(record.id, model):
         yield "embedding"
         return
     yield "completion"

@@ -51,8 +51,10 @@ class OllamaRequests:
         clock, arrived = self.handler.clock, exchange.arrived
         began = self.handler.wall() - (clock.seconds() - arrived)
         now = lambda: began + (clock.seconds() - arrived)
-        ollama = OllamaSink.install(exchange, request, began, now, self.router.keep_for)
-        return evolve(content, model=request.model, streaming=request.streaming, json=body, ollama=ollama)
+        ollama = OllamaSink.install(exchange, request, began, now)
+        return evolve(
+            content, model=request.model, streaming=request.streaming, json=body, ollama=ollama, ttl=request.keep_alive
+        )
 
     def unload(self, name: str, ollama: OllamaSink, facts: HeadFacts) -> None:
         """Unload the model of this name, or those of a selector, as soon as they are idle, and respond."""

@@ -45,14 +45,13 @@ def plain_head(head: RequestHead) -> RequestHead:
 class OllamaSink:
     """Takes a server's response without its framing, and sends it as Ollama would.
 
-    The request came at `arrived`, in unix seconds, as `now` gives them; `keep` keeps a model for so many idle seconds.
+    The request came at `arrived`, in unix seconds, as `now` gives them.
     What has a framing is a response of our own, and passes unchanged. A document is complete only after `complete`.
     """
 
     request: TranslatedRequest
     arrived: float
     now: Callable[[], float]
-    keep: Callable[[str, float], None]
     _exchange: Exchange
     _sink: ResponseSink
     _translator: ResponseTranslator = field(init=False)
@@ -67,21 +66,18 @@ class OllamaSink:
         request: TranslatedRequest,
         arrived: float,
         now: Callable[[], float],
-        keep: Callable[[str, float], None],
     ) -> OllamaSink:
         """Translate the response of this exchange."""
-        sink = cls(request, arrived, now, keep, exchange, exchange.sink)
+        sink = cls(request, arrived, now, exchange, exchange.sink)
         exchange.sink, exchange.translated = sink, True
         return sink
 
     def __attrs_post_init__(self) -> None:
         self._translator = ResponseTranslator(self.request, self.arrived, timestamp)
 
-    def granted(self, model: str) -> None:
-        """The server of this ID is ready."""
+    def granted(self) -> None:
+        """The server is ready."""
         self._translator.granted = self.now()
-        if self.request.keep_alive is not None:
-            self.keep(model, self.request.keep_alive)
 
     def respond(self, observer: ResponseObserver | None = None) -> None:
         """Respond to a request that generates nothing."""

@@ -265,6 +265,8 @@ class ProxyHandler:
         """Whether the lease's server served the request. If not, it exited, and a new one may be asked once."""
         try:
             request.granted(lease.priority)
+            if request.ttl is not None:
+                self.router.keep_for(model.id, request.ttl)
             upstream, head = self.upstream_requests.to_model(request, model, lease.endpoint)
             await self._send(request, upstream, head, lease)
         except UpstreamTruncated as error:

@@ -36,7 +36,8 @@ class ProxyRequest(RequestInfo):
     `raw_target` (path and query) and `source` (the body) are what will be sent. `other_targets` follow, in order, if
     `target` fails before a byte of its response went out; `content` is the request as it came, to be edited for them.
     `choice` is the selector's, if one was asked. `failure` is why its content cannot be sent, `decoded` says that it is
-    sent without the client's content coding. `ollama` translates the response.
+    sent without the client's content coding. `ollama` translates the response. `ttl`: from now on the model is unloaded
+    after so many idle seconds.
     """
 
     exchange: Exchange
@@ -50,6 +51,7 @@ class ProxyRequest(RequestInfo):
     failure: Exception | None = None
     decoded: bool = False
     ollama: OllamaSink | None = None
+    ttl: float | None = None
     cancelled: bool = False
     forwarding: bool = False  # whether a server or peer has been asked
     stop: Callable[[Exception], None] | None = None  # ends the present wait
@@ -211,7 +213,7 @@ class ProxyRequest(RequestInfo):
     def granted(self, priority: int) -> None:
         """A server is reserved for the request."""
         if self.ollama is not None:
-            self.ollama.granted(self.server)
+            self.ollama.granted()
         self.metadata["fifo_priority"] = str(priority)
         for observer in self._observers:
             observer.granted()

@@ -39,7 +39,7 @@ class RequestContent:
 
     `model` is the name it asks for. After `rename` the edits are in `json`, `query` or `form`; a multipart body is
     edited while it is sent. `decoded`: the body had a content coding, and is sent without it. `ollama` translates the
-    response to a request of the Ollama API.
+    response to a request of the Ollama API. `ttl`: the model is to be unloaded after so many idle seconds.
     """
 
     model: str
@@ -52,6 +52,7 @@ class RequestContent:
     decoded: bool = False
     short: bool = False  # a JSON body that can be edited at once
     ollama: OllamaSink | None = None
+    ttl: float | None = None
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""
@@ -107,7 +108,7 @@ def short_json(body: BodySource, query: bytes) -> RequestContent | None:
     json = JsonBody.parse(body.data)
     if json is None:
         return RequestContent("", False, query)
-    return RequestContent(json.model, json.streaming, query, json, short=True)
+    return RequestContent(json.model, json.streaming, query, json, short=True, ttl=json.seconds("ttl"))
 
 
 async def read_content(
@@ -161,11 +162,13 @@ async def _decoded(text: bytes, coding: str, body: BodySource, run: RunBlocking)
 async def _read_text(text: bytes, query: bytes, kind: bytes, wants_json: bool, run: RunBlocking) -> RequestContent:
     if b"application/json" in kind:
         json = await parse_json(text, run)
-        return RequestContent(json.model if json else "", json.streaming if json else False, query, json=json)
+        if json is None:
+            return RequestContent("", False, query)
+        return RequestContent(json.model, json.streaming, query, json=json, ttl=json.seconds("ttl"))
     if wants_json and _OPENS_OBJECT.match(text):
         json = await parse_json(text, run)
         if json is not None and json.model:
-            return RequestContent(json.model, json.streaming, query, json=json)
+            return RequestContent(json.model, json.streaming, query, json=json, ttl=json.seconds("ttl"))
         name, streaming = form_value(query, "model"), form_value(query, "stream")
     elif len(text) <= FORM_LIMIT:
         name = form_value(text, "model") or form_value(query, "model")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from math import inf
 
 from attrs import define, evolve, field, frozen
 
@@ -26,6 +27,7 @@ from llamaswap.wire.json_members import (
 from llamaswap.wire.openai import encode
 
 PAD_BOUND = 10_000  # the largest array that an index in a filter path may create; beyond it the path is a typing error
+FOREVER = 1e9  # seconds: a longer time is for ever, because timers overflow somewhere
 
 
 class EditError(Exception):
@@ -95,6 +97,15 @@ class JsonBody:
             return float(text) != 0
         except ValueError:
             return False
+
+    def seconds(self, key: str) -> float | None:
+        """A top-level member that is a number of seconds (infinity: for ever); None if it is none, or absent."""
+        raw = self._short(key)
+        try:
+            seconds = float(raw) if raw is not None and raw[:1].isdigit() else -1.0
+        except ValueError:
+            return None
+        return None if not seconds >= 0 else inf if seconds > FOREVER else seconds
 
     @property
     def model(self) -> str:

@@ -34,6 +34,10 @@ def _forwarded(path: str) -> ModelRoute:
     return _json(f"/v{path}", f"Forwarded as {path}")
 
 
+def _lmstudio(path: str) -> ModelRoute:
+    return _json(f"/api/v0{path}", f"LM Studio's name of /v1{path}")
+
+
 MODEL_ROUTES: tuple[ModelRoute, ...] = (
     _json("/v1/chat/completions", "OpenAI chat"),
     _json("/v1/responses", "OpenAI responses"),
@@ -68,6 +72,9 @@ MODEL_ROUTES: tuple[ModelRoute, ...] = (
     _json("/api/generate", "Ollama completion"),
     _json("/api/embed", "Ollama embeddings"),
     _json("/api/embeddings", "Ollama embedding of one text"),
+    _lmstudio("/chat/completions"),
+    _lmstudio("/completions"),
+    _lmstudio("/embeddings"),
     _json("/audioapi/v1/tasks/run", "Audio task, forwarded as /v1/tasks/run"),
     _forwarded("/chat/completions"),
     _forwarded("/responses"),

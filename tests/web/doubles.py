@@ -34,6 +34,8 @@ from llamaswap.web.discovery import DiscoveryEndpoints
 from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
 from llamaswap.web.listing import ListingEndpoints
+from llamaswap.web.llama_router import LlamaRouterEndpoints, encoded
+from llamaswap.web.lmstudio import LmStudioEndpoints
 from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.memory_api import MemoryDocument, MemoryEndpoints
@@ -301,6 +303,7 @@ class World:
             EventFanout(self.clock),
             self.capabilities,
         )
+        self.router_events = LlamaRouterEndpoints(self.router, self.bus, self.streams, EventFanout(self.clock, encoded))
         self.config_endpoints = ConfigEndpoints(self.files, self.config, self.bus)
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
         self.discovery = DiscoveryEndpoints(
@@ -317,6 +320,8 @@ class World:
         return [
             ProxyRoutes(Echo(b"model"), Echo(b"upstream")),
             listing,
+            LmStudioEndpoints(listing),
+            self.router_events,
             OllamaEndpoints(router, listing, memory, Echo(b"model"), lambda: 1700000000.5),
             ProcessEndpoints(router),
             ProfileEndpoints(router),
