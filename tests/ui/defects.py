@@ -314,7 +314,7 @@ class MockDefects(harness.MockCase):
         page.locator("dialog li", has_text="in use as gemma-3-27b").wait_for()
         page.locator("dialog").get_by_role("button", name="Insert ollama").click()
         page.locator(".cm-content", has_text="peers:").wait_for()
-        page.get_by_text("What saving touches").wait_for()
+        page.get_by_text("Effect of saving").wait_for()
         self.assertEqual(page.faults, [])
 
     def test_a_server_without_models_says_what_to_do_first(self) -> None:
@@ -588,7 +588,7 @@ class RealDefects(harness.RealCase):
         page = self.page("playground?tab=loadtest")
         self.live(page)
         page.get_by_label("Model to test").select_option("poet")
-        page.get_by_label("At once").fill("12")
+        page.get_by_label("Parallel requests").fill("12")
         page.get_by_label("Requests", exact=True).fill("36")
         page.get_by_role("button", name="Run").click()
         page.locator("tbody tr", has_text="36/36").wait_for()

@@ -119,6 +119,7 @@ class World:
         self.key = ""
         self.down = False
         self.empty = False
+        self.pace = 0.01  # seconds between the pieces of an answer
         self.config = CONFIG
         self.memory: dict[str, object] = {"mode": "off", "devices": [], "needs": {}, "advice": []}
         self.replicas: dict[str, str] = {}
@@ -870,7 +871,7 @@ class Handler(BaseHTTPRequestHandler):
             for begin in range(0, len(EVIL), 24):
                 delta = {"choices": [{"delta": {"content": EVIL[begin : begin + 24]}}]}
                 self.chunk(f"data: {json.dumps(delta)}\n\n")
-                time.sleep(0.01)
+                time.sleep(world.pace)
             usage = {"prompt_tokens": 21, "completion_tokens": 97}
             timings = {"prompt_n": 21, "prompt_per_second": 812.0, "predicted_n": 97, "predicted_per_second": 44.2}
             last = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": usage, "timings": timings}

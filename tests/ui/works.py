@@ -34,7 +34,7 @@ class Works(harness.RealCase):
         with page.expect_response(re.compile("/api/models/load/broken")):
             page.locator("tr[data-model=broken]").get_by_role("button", name="Load", exact=True).click()
         page.goto(f"{self.url}/ui/")
-        page.locator(".notice", has_text="broken failed to load").wait_for()
+        page.locator(".notice", has_text="Load failed: broken").wait_for()
         page.goto(f"{self.url}/ui/model?id=broken")
         page.locator(".problem", has_text="exit").first.wait_for()
         page.locator(".log, .tailbox").get_by_text("error: no such file").first.wait_for()

@@ -34,6 +34,8 @@ export interface Stats {
   total: number;
   input?: number;
   output?: number;
+  /** Of the model's context, what prompt and answer take. */
+  context?: number;
   cached?: number;
   rate?: number;
   promptRate?: number;
@@ -59,7 +61,7 @@ export const NO_PARAMS: Params = { endpoint: "completions", system: "", numbers:
 
 export const NUMBERS: [string, string, string][] = [
   ["temperature", "Temperature", "0 to 2"],
-  ["max_tokens", "Most tokens", "of the answer"],
+  ["max_tokens", "Max tokens", "of the answer"],
   ["top_p", "Top p", "0 to 1"],
   ["top_k", "Top k", ""],
   ["min_p", "Min p", "0 to 1"],
@@ -130,6 +132,8 @@ export function build(model: string, messages: Message[], params: Params): { pat
   } else {
     body.messages = params.system ? [{ role: "system", content: params.system }, ...turns] : turns;
     body.stream_options = { include_usage: true };
+    // An answer that is to go on: vLLM wants it said, llama.cpp sees it.
+    if (turns.at(-1)?.role === "assistant") Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
   }
   Object.assign(body, given(params.numbers, endpoint === "responses" ? "max_output_tokens" : "max_tokens"));
   const stops = params.stop.split("\n").filter(Boolean);
@@ -142,7 +146,7 @@ export function build(model: string, messages: Message[], params: Params): { pat
     }
   };
   if (params.schema.trim()) {
-    const schema = json(params.schema, "The answer's schema");
+    const schema = json(params.schema, "The response schema");
     if (endpoint === "responses") body.text = { format: { type: "json_schema", name: "answer", schema } };
     else body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
   }
@@ -241,6 +245,7 @@ function measure(usage: Usage, began: number, first: number, thoughtUntil: numbe
     total: now - began,
     input: usage.input,
     output,
+    context: usage.input === undefined ? undefined : usage.input + (usage.apart ? (usage.cached ?? 0) : 0) + (output ?? 0),
     cached: usage.cached,
     promptRate: usage.promptRate,
     rate: usage.rate ?? (first && output && output > 1 && span > 0.02 ? (output - 1) / span : undefined),

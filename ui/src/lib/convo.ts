@@ -22,6 +22,8 @@ export interface Usage {
   input?: number;
   output?: number;
   cached?: number;
+  /** The cached tokens are not part of the input. */
+  apart?: boolean;
   promptRate?: number;
   rate?: number;
   promptMs?: number;
@@ -142,12 +144,17 @@ export class Answer {
     if (input) this.usage.input = input;
     if (output) this.usage.output = output;
     if (cached !== undefined) this.usage.cached = cached;
+    if (usage.cache_read_input_tokens !== undefined) this.usage.apart = true;
   }
 
   private timings(raw: unknown): void {
     const timings = obj(raw);
     if (!Object.keys(timings).length) return;
-    this.usage.input ??= num(timings.prompt_n);
+    if (this.usage.input === undefined) {
+      this.usage.input = num(timings.prompt_n);
+      this.usage.cached = num(timings.cache_n);
+      this.usage.apart = true;
+    }
     this.usage.output = num(timings.predicted_n) ?? this.usage.output;
     this.usage.promptRate = num(timings.prompt_per_second);
     this.usage.promptMs = num(timings.prompt_ms);

@@ -2,7 +2,7 @@
 import { signal, useSignal } from "@preact/signals";
 import { ApiError, get, maybe } from "./api";
 import { DiffView } from "./diffview";
-import { clockTime, count, duration, plural, rate, time } from "./format";
+import { clockTime, count, duration, rate, time } from "./format";
 import { Icon } from "./icons";
 import { Answer, type Turn, requestTurns, responseAnswer } from "./convo";
 import { go, href, prefix } from "./router";
@@ -40,7 +40,7 @@ export function Turns({ turns }: { turns: Turn[] }) {
           <h3 class="muted">{turn.role || "message"}</h3>
           {turn.reasoning && (
             <details class="reasoning">
-              <summary>Reasoning, {plural(turn.reasoning.length, "character")}</summary>
+              <summary>Thoughts</summary>
               <pre class="plaintext">{turn.reasoning}</pre>
             </details>
           )}

@@ -17,12 +17,9 @@ import yaml from "highlight.js/lib/languages/yaml";
 const LANGUAGES = { bash, cpp, css, go, java, javascript, json, python, rust, sql, typescript, xml, yaml };
 for (const [name, language] of Object.entries(LANGUAGES)) hljs.registerLanguage(name, language);
 
-/** The sanitiser takes classes away, so a block's language is read from the Markdown's fences, in their order. */
-export function colour(host: HTMLElement, source: string): void {
-  const fences = [...source.matchAll(/^ {0,3}(?:```+|~~~+) *([\w+#.-]*)[^\n]*$/gm)].map((match) => match[1] ?? "");
-  const names = fences.filter((_, index) => index % 2 === 0);
+export function colour(host: HTMLElement, languages: readonly string[]): void {
   [...host.querySelectorAll<HTMLElement>("pre code")].forEach((block, index) => {
-    const name = names[index] ?? "";
+    const name = languages[index] ?? "";
     if (!name || !hljs.getLanguage(name)) return;
     block.innerHTML = hljs.highlight(block.textContent ?? "", { language: name, ignoreIllegals: true }).value;
   });

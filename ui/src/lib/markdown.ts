@@ -1,6 +1,6 @@
 // Markdown from a model: parsed, sanitised, and only then put into the page. Nothing in it can run, fetch or submit.
 import DOMPurify from "dompurify";
-import { Marked, type TokenizerAndRendererExtension } from "marked";
+import { Marked, type TokensList, type TokenizerAndRendererExtension } from "marked";
 import { copyText } from "./widgets";
 
 declare const __KATEX_CSS__: string;
@@ -25,6 +25,8 @@ const maths = (level: "inline" | "block", pattern: RegExp, start: RegExp): Token
 
 const marked = new Marked({ gfm: true, breaks: false, extensions: undefined });
 marked.use({
+  // The sanitiser takes form fields away; a task's box is a character.
+  renderer: { checkbox: ({ checked }) => (checked ? "\u2611 " : "\u2610 ") },
   extensions: [
     maths("block", /^(?:\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\])(?:\n|$)/, /\$\$|\\\[/),
     maths("inline", /^(?:\$(?![\s$])((?:[^$\n\\]|\\.)*?[^\s$\\])\$(?!\d)|\\\(([\s\S]+?)\\\))/, /\$|\\\(/),
@@ -50,8 +52,8 @@ purify.addHook("afterSanitizeAttributes", (node) => {
   }
 });
 
-export function toHtml(text: string): string {
-  return purify.sanitize(marked.parse(text, { async: false }), {
+function toHtml(tokens: TokensList): string {
+  return purify.sanitize(marked.parser(tokens), {
     USE_PROFILES: { html: true },
     FORBID_TAGS: ["style", "form", "input", "button", "textarea", "select", "option", "video", "audio", "source", "dialog"],
     FORBID_ATTR: ["style", "class", "id", "name", "srcset", "autofocus", "tabindex", "action", "background"],
@@ -59,9 +61,17 @@ export function toHtml(text: string): string {
   });
 }
 
+/** The languages of the blocks of code, in order, as the Markdown names them: the sanitiser takes classes away. */
+function codeLanguages(tokens: TokensList): string[] {
+  const languages: string[] = [];
+  marked.walkTokens(tokens, (token) => { if (token.type === "code") languages.push((token.lang ?? "").split(/\s/)[0] ?? ""); });
+  return languages;
+}
+
 /** Puts text into an element and dresses it: tables that scroll, code with colours and a copy button, formulas. */
 export function show(host: HTMLElement, text: string, final: boolean): void {
-  host.innerHTML = toHtml(text);
+  const tokens = marked.lexer(text);
+  host.innerHTML = toHtml(tokens);
   for (const table of host.querySelectorAll("table")) {
     const box = document.createElement("div");
     box.className = "md-table";
@@ -69,21 +79,27 @@ export function show(host: HTMLElement, text: string, final: boolean): void {
     table.replaceWith(box);
     box.append(table);
   }
-  for (const pre of host.querySelectorAll("pre")) {
+  for (const item of host.querySelectorAll("li")) if (/^[\u2610\u2611] /.test(item.textContent ?? "")) item.className = "task";
+  const languages = codeLanguages(tokens);
+  host.querySelectorAll("pre").forEach((pre, index) => {
     pre.tabIndex = 0;
-    if (!final) continue;
     const box = document.createElement("div");
     box.className = "md-code";
     pre.replaceWith(box);
+    const head = document.createElement("div");
+    head.className = "md-code-head";
+    const label = document.createElement("span");
+    label.textContent = languages[index] || "text";
     const button = document.createElement("button");
     button.type = "button";
     button.className = "btn small";
     button.textContent = "Copy";
     button.addEventListener("click", () => void copyText(pre.textContent ?? ""));
-    box.append(pre, button);
-  }
+    head.append(label, button);
+    box.append(head, pre);
+  });
   if (!final) return;
-  if (host.querySelector("pre code")) void import("./highlight").then(({ colour }) => colour(host, text));
+  if (languages.some(Boolean)) void import("./highlight").then(({ colour }) => colour(host, languages));
   if (host.querySelector("[data-tex]")) void formulas(host);
 }
 

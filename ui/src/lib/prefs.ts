@@ -60,3 +60,7 @@ export type Theme = "system" | "light" | "dark";
 export const theme = pref<Theme>("theme", "system");
 export const accent = pref<string>("accent", "teal");
 export const title = pref<string>("title", "llamaswap");
+/** The model that a new chat begins with; empty: the one used last. */
+export const defaultModel = pref<string>("chat.default", "");
+/** Conversations that were not used for so many days are removed; 0 keeps them. */
+export const keepDays = pref<number>("chat.keep", 0);

@@ -334,7 +334,7 @@ function ImpactList({ impact }: { impact: Impact }) {
   const some = groups.filter(([, list]) => list.length);
   return (
     <div class="impact">
-      <h3>What saving touches</h3>
+      <h3>Effect of saving</h3>
       {some.length ? (
         some.map(([name, list]) => (
           <p key={name}>

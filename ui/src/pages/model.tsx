@@ -126,7 +126,7 @@ function Head({ id }: { id: string }) {
           <Btn onClick={() => void restart(id)}><Icon name="restart" size={14} /> Restart</Btn>
         </>
       )}
-      <a class="btn" href={ownPage(id)} target="_blank" rel="noopener noreferrer"><Icon name="link" size={14} /> Own page</a>
+      <a class="btn" href={ownPage(id)} target="_blank" rel="noopener noreferrer"><Icon name="link" size={14} /> Server's own UI</a>
       <a class="btn" href={href("playground", { tab: "chat", model: id })}><Icon name="playground" size={14} /> Try</a>
       <LoadButton model={model} small={false} />
     </div>

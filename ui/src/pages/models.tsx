@@ -163,7 +163,7 @@ const Row = memo(function Row(props: {
           onClick={() => (pinned.value = props.pinned ? pinned.value.filter((id) => id !== model.id) : [...pinned.value, model.id])}
         />
         <a class="iconbtn wide-only" href={href("logs", { src: model.id })} aria-label={`Logs of ${model.id}`} title="Logs"><Icon name="logs" /></a>
-        <a class="iconbtn wide-only" href={ownPage(model.id)} target="_blank" rel="noopener noreferrer" aria-label={`Own page of ${model.id}`} title="The model server's own page">
+        <a class="iconbtn wide-only" href={ownPage(model.id)} target="_blank" rel="noopener noreferrer" aria-label={`Server's own UI of ${model.id}`} title="Server's own UI">
           <Icon name="link" />
         </a>
         <LoadButton model={model} />

@@ -288,7 +288,7 @@ function useNotices(): Notice[] {
       key: `swap-${swap.id}-${swap.start}`,
       kind: "error",
       at: swap.end ?? swap.start,
-      title: `${swap.model} failed to load`,
+      title: `Load failed: ${swap.model}`,
       text: swap.error || (swap.exit_code !== null ? `exited with ${swap.exit_code}` : swap.outcome),
       link: href("swap", { id: swap.id }),
       retry: swap.model,

@@ -8,7 +8,8 @@ import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
 import { listed, models, plan } from "../../lib/state";
 import { Btn, Dialog, IconButton, Segmented, onEnter, toast } from "../../lib/widgets";
-import { AnswerBody, ParamsForm, statsLine } from "./chat";
+import { AnswerBody, statsLine } from "./bubble";
+import { ParamsForm } from "./params";
 
 const chosen = pref<string[]>("compare.models", ["", ""]);
 const prompt = pref<string>("compare.prompt", "");
@@ -99,7 +100,7 @@ export function Compare() {
         <Segmented
           label="Order"
           value={order.value}
-          options={[["auto", "Automatic"], ["parallel", "At once"], ["sequential", "In turn"]]}
+          options={[["auto", "Automatic"], ["parallel", "Parallel"], ["sequential", "Sequential"]]}
           onChange={(value) => (order.value = value)}
         />
         <Btn onClick={() => (form.value = -1)}><Icon name="settings" size={14} /> Settings</Btn>

@@ -5,7 +5,8 @@ import { Icon } from "../../lib/icons";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
 import { Btn, CopyButton, Field, Problem, Segmented, onEnter } from "../../lib/widgets";
-import { NumberFields, statsLine } from "./chat";
+import { statsLine } from "./bubble";
+import { NumberFields } from "./params";
 
 const model = pref<string>("complete.model", "");
 const mode = pref<"go" | "fill">("complete.mode", "go");
@@ -51,7 +52,7 @@ export function Complete() {
     <div class="stack">
       <div class="toolbar">
         <ModelSelect label="Model" hint value={model.value} onChange={(id) => (model.value = id)} />
-        <Segmented label="Mode" value={mode.value} options={[["go", "Go on"], ["fill", "Fill a gap"]]} onChange={(value) => (mode.value = value)} />
+        <Segmented label="Mode" value={mode.value} options={[["go", "Continue"], ["fill", "Fill a gap"]]} onChange={(value) => (mode.value = value)} />
         <span class="grow" />
         {working.value ? (
           <Btn danger onClick={() => working.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
@@ -78,7 +79,7 @@ export function Complete() {
         <aside class="stack" aria-label="Settings">
           <p class="muted">An empty field is not sent. {fill ? "Filling a gap needs a model made for it (llama.cpp's /infill)." : ""}</p>
           <NumberFields value={numbers.value} onChange={(next) => (numbers.value = next)} />
-          <Field label="Stop at" hint="one a line">
+          <Field label="Stop sequences" hint="one per line">
             <textarea class="input" rows={2} value={stop.value} onInput={(event) => (stop.value = event.currentTarget.value)} />
           </Field>
         </aside>

@@ -162,7 +162,7 @@ function Saved() {
                   <th><span class="sr">Compare</span></th>
                   <th>Model</th>
                   <th>Result</th>
-                  <th class="num">At once</th>
+                  <th class="num">Parallel</th>
                   <th class="num">Requests</th>
                   <th class="num">Errors</th>
                   <th class="num">t/s</th>
@@ -273,9 +273,9 @@ export function LoadTest() {
         <div class="stack">
           <div class="cols2 loadform">
             <Field label="Model"><ModelSelect label="Model to test" hint value={form.model} onChange={(model) => set({ model })} /></Field>
-            {box("concurrency", "At once")}
+            {box("concurrency", "Parallel requests")}
             {box("requests", "Requests")}
-            {box("max_tokens", "Most tokens each")}
+            {box("max_tokens", "Max tokens each")}
           </div>
           <Field label="Prompt"><textarea class="input" rows={2} value={form.prompt} onInput={(event) => set({ prompt: event.currentTarget.value })} /></Field>
           <div class="row">

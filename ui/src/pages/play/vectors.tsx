@@ -214,7 +214,7 @@ export function Embeddings() {
         {shown && <span class="muted num">{shown.note}</span>}
         {shown && <IconButton icon="download" label="Download the vectors" onClick={() => saveFile("embeddings.json", JSON.stringify(shown.list), "application/json")} />}
       </div>
-      <textarea class="input" rows={6} aria-label="Texts, one a line" value={text.value} onInput={(event) => (text.value = event.currentTarget.value)} />
+      <textarea class="input" rows={6} aria-label="Texts, one per line" value={text.value} onInput={(event) => (text.value = event.currentTarget.value)} />
       <div class="row">
         {busy.value ? (
           <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>

@@ -1,0 +1,246 @@
+"""The chat as a daily user meets it, against the mock."""
+
+from __future__ import annotations
+
+import json
+import re
+import unittest
+from typing import Any
+
+from tests.ui import harness
+
+TEXT = "Paragraph with enough words to fill a line of the pane and a bit more.\n\n" * 40
+LONG = f"{TEXT}```python\nx = 1\n```\n\n- [x] bread\n- [ ] milk\n"
+WIDE = "|" + "|".join(f" a rather wide column {number} " for number in range(9)) + "|\n" + "|---" * 9 + "|\n"
+
+
+def sse(text: str, **usage: Any) -> str:
+    """A streamed answer."""
+    words = [{"choices": [{"delta": {"content": text[at : at + 400]}}]} for at in range(0, len(text), 400)]
+    last = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": usage or {"completion_tokens": 3}}
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in [*words, last]) + "data: [DONE]\n\n"
+
+
+class Chats(harness.MockCase):
+    """One chat, with answers that the test chooses."""
+
+    def chat(self, **more: Any) -> Any:
+        page = self.page("playground", **more)
+        self.live(page)
+        return page
+
+    def answers(self, page: Any, *answers: str | int) -> list[dict[str, Any]]:
+        """Answer chat requests with these in turn, a number as an error; returns the list of bodies that came."""
+        bodies: list[dict[str, Any]] = []
+        left = list(answers)
+
+        def answer(route: Any) -> None:
+            bodies.append(route.request.post_data_json)
+            given = left.pop(0)
+            if isinstance(given, int):
+                route.fulfill(status=given, json={"error": {"message": "the model failed"}})
+            else:
+                route.fulfill(status=200, content_type="text/event-stream", body=given)
+
+        page.route("**/v1/chat/completions", answer)
+        return bodies
+
+    def say(self, page: Any, text: str) -> None:
+        box = page.get_by_role("textbox", name="Message")
+        box.fill(text)
+        box.press("Enter")
+
+    def at_end(self, page: Any) -> bool:
+        """Whether the last line of the conversation is in view."""
+        box = page.get_by_role("region", name="Conversation", exact=True)
+        return bool(box.evaluate("box => box.scrollHeight - box.scrollTop - box.clientHeight < 4"))
+
+    # -- faults ---------------------------------------------------------------------------------------------
+
+    def test_several_files_are_all_attached(self) -> None:
+        page = self.chat()
+        names = ("a.txt", "b.txt", "c.txt")
+        page.set_input_files(
+            ".composer input[type=file]",
+            files=[{"name": name, "mimeType": "text/plain", "buffer": name.encode()} for name in names],
+        )
+        page.locator(".attach", has_text="c.txt").wait_for()
+        self.assertEqual(page.locator(".attach").count(), 3)
+
+    def test_binary_file_is_refused_instead_of_sent_as_text(self) -> None:
+        page = self.chat()
+        picked = [
+            {"name": "report.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.7\n\xe2\xe3\xcf\xd3\x00\x01"},
+            {"name": "notes.md", "mimeType": "", "buffer": "# Grüße".encode()},
+        ]
+        page.set_input_files(".composer input[type=file]", files=picked)
+        page.locator(".toast.error", has_text="report.pdf").wait_for()
+        page.locator(".attach", has_text="notes.md").wait_for()
+        self.assertEqual(page.locator(".attach").count(), 1)
+
+    def test_chat_shows_the_end_of_answers_also_after_a_failed_request_and_a_stop(self) -> None:
+        page = self.chat()
+        self.answers(page, sse(LONG), 500, sse(LONG))
+        self.say(page, "one")
+        page.locator(".md-code").wait_for()
+        harness.until(lambda: self.at_end(page))
+        self.say(page, "two")
+        page.locator(".bubble.assistant .bad", has_text="the model failed").wait_for()
+        harness.until(lambda: self.at_end(page))
+        self.say(page, "three")
+        page.locator(".md-code").nth(1).wait_for()
+        page.wait_for_timeout(400)
+        self.assertTrue(self.at_end(page))
+        page.unroute("**/v1/chat/completions")
+        self.world.pace = 0.5
+        self.say(page, "four")
+        page.locator(".bubble.assistant").nth(3).locator(".md h2, .md p").first.wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.locator(".bubble.assistant", has_text="Stopped").wait_for()
+        harness.until(lambda: self.at_end(page))
+
+    def test_reader_who_scrolled_up_is_left_there_and_has_a_way_back(self) -> None:
+        page = self.chat()
+        self.answers(page, sse(LONG), sse(LONG))
+        self.say(page, "one")
+        page.locator(".md-code").wait_for()
+        harness.until(lambda: self.at_end(page))
+        box = page.get_by_role("region", name="Conversation", exact=True)
+        box.hover()
+        page.mouse.wheel(0, -700)
+        page.get_by_role("button", name="To the end").wait_for()
+        self.assertFalse(self.at_end(page))
+        page.get_by_role("button", name="To the end").click()
+        harness.until(lambda: self.at_end(page))
+
+    def test_wide_table_scrolls_in_itself_on_a_phone(self) -> None:
+        for theme in ("light", "dark"):
+            page = self.chat(width=390, theme=theme)
+            self.answers(page, sse(f"A table:\n\n{WIDE}| cell |\n\nAfter it."))
+            self.say(page, "a table")
+            page.locator(".md table").wait_for()
+            look = "box => [box.getBoundingClientRect().width, box.closest('.transcript').clientWidth]"
+            wide, pane = page.locator(".bubble.assistant .md").evaluate(look)
+            self.assertLessEqual(wide, pane)
+
+    def test_task_list_keeps_its_boxes(self) -> None:
+        page = self.chat()
+        self.answers(page, sse("- [x] bread\n- [ ] milk\n"))
+        self.say(page, "shopping")
+        page.locator(".md li", has_text="☑ bread").wait_for()
+        page.locator(".md li", has_text="☐ milk").wait_for()
+
+    def test_replayed_request_is_sent_again_by_regenerate(self) -> None:
+        page = self.page("requests?open=420")
+        self.live(page)
+        page.get_by_role("button", name="Replay").click()
+        page.locator(".bubble.user").last.wait_for()
+        bodies = self.answers(page, sse("Once more"), sse("Once more"))
+        page.get_by_role("button", name="Regenerate").click()
+        page.locator(".bubble.assistant", has_text="Once more").wait_for()
+        self.assertEqual(len(bodies), 1)
+
+    def test_chat_says_what_it_is_queued_behind_and_for_how_long(self) -> None:
+        page = self.chat()
+        page.get_by_label("Model", exact=True).select_option("glm-4.5-air")
+        with page.expect_request("**/v1/chat/completions") as sent:
+            page.route("**/v1/chat/completions", lambda route: None)
+            self.say(page, "Hello")
+        session = sent.value.headers["x-session-id"]
+
+        def tell(phase: str, **more: object) -> None:
+            entry = self.world.entry("900", "glm-4.5-air", phase, 1.0, session=session, **more)
+            self.world.tell("inflight", {"operation": "upsert", "request": entry})
+
+        tell("queued", reason="does not fit", waits_for=["gemma-3-27b"])
+        text = page.locator(".bubble.assistant .typing")
+        text.filter(has_text=re.compile(r"queued behind gemma-3-27b \(\d+ s of about 22 s\)")).wait_for()
+        tell("queued", reason="does not fit", waits_for=["gpt-oss-120b"])
+        text.filter(has_text="queued until gpt-oss-120b has finished").wait_for()
+        tell("loading")
+        self.world.set_state("glm-4.5-air", "starting")
+        text.filter(has_text=re.compile(r"loading, about \d+ s left")).wait_for()
+        tell("prefill")
+        text.filter(has_text="waiting for the first token").wait_for()
+
+    # -- what people are used to from other chats -------------------------------------------------------------
+
+    def test_stopped_answer_is_continued(self) -> None:
+        page = self.chat()
+        cut = sse("Once upon a").replace('"stop"', '"length"')
+        bodies = self.answers(page, cut, sse(" time there was a llama."))
+        self.say(page, "a tale")
+        page.get_by_role("button", name="Continue").click()
+        page.locator(".bubble.assistant", has_text="Once upon a time there was a llama.").wait_for()
+        self.assertEqual(page.locator(".bubble.assistant").count(), 1)
+        self.assertEqual(bodies[1]["messages"][-1], {"role": "assistant", "content": "Once upon a"})
+        self.assertTrue(bodies[1]["continue_final_message"])
+
+    def test_conversations_are_renamed_and_grouped_by_date(self) -> None:
+        page = self.chat()
+        self.answers(page, sse("hello"))
+        self.say(page, "a first line")
+        side = page.get_by_role("complementary", name="Conversations")
+        side.get_by_role("region", name="Today").get_by_text("a first line").wait_for()
+        side.get_by_role("button", name="Rename a first line").click()
+        name = side.get_by_label("Name of the conversation")
+        name.fill("Llamas of Peru")
+        name.press("Enter")
+        side.get_by_text("Llamas of Peru").wait_for()
+        page.evaluate(
+            "() => new Promise(done => { const ask = indexedDB.open('llamaswap', 1); ask.onsuccess = () => {"
+            "const store = ask.result.transaction('conversations', 'readwrite').objectStore('conversations');"
+            "store.getAll().onsuccess = event => { const old = event.target.result[0];"
+            "store.put({...old, id: 'old', title: 'An older one', updated: Date.now() - 3 * 86400000})"
+            ".onsuccess = () => { ask.result.close(); done(); }; }; }; })"
+        )
+        page.reload()
+        side.get_by_role("region", name="Today").get_by_text("Llamas of Peru").wait_for()
+        side.get_by_role("region", name="Last 7 days").get_by_text("An older one").wait_for()
+
+    def test_system_prompts_are_kept_as_presets(self) -> None:
+        page = self.chat()
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("System prompt", exact=True).fill("You are a pirate.")
+        page.get_by_label("Name of the preset").fill("Pirate")
+        page.get_by_role("button", name="Save as preset").click()
+        page.get_by_label("System prompt", exact=True).fill("")
+        page.get_by_label("System prompt preset").select_option("Pirate")
+        self.assertEqual(page.get_by_label("System prompt", exact=True).input_value(), "You are a pirate.")
+        page.get_by_role("button", name="Close").click()
+        bodies = self.answers(page, sse("Arr"))
+        self.say(page, "Hi")
+        page.locator(".bubble.assistant", has_text="Arr").wait_for()
+        self.assertEqual(bodies[0]["messages"][0], {"role": "system", "content": "You are a pirate."})
+
+    def test_context_meter_counts_the_prompt_once(self) -> None:
+        page = self.chat()
+        page.get_by_label("Model", exact=True).select_option("gpt-oss-120b")
+        usage = {"prompt_tokens": 3000, "completion_tokens": 500, "prompt_tokens_details": {"cached_tokens": 2900}}
+        self.answers(page, sse("hello", **usage))
+        self.say(page, "hi")
+        page.locator(".context", has_text=re.compile("^3,500 of ")).wait_for()
+
+    def test_code_has_its_language_and_a_copy_button(self) -> None:
+        for theme in ("light", "dark"):
+            page = self.chat(theme=theme, bypass_csp=True)
+            self.answers(page, sse("In a list:\n\n- so\n  ```rust\n  fn main() {}\n  ```\n\n```\nplain\n```\n"))
+            self.say(page, "code")
+            page.locator(".md-code-head", has_text="rust").get_by_role("button", name="Copy").wait_for()
+            page.locator(".md-code-head", has_text="text").wait_for()
+            page.locator(".md-code .hljs-keyword", has_text="fn").wait_for()
+            if harness.AXE.exists():
+                self.assertEqual(self.axe(page), [])
+
+    def test_tool_calls_are_shown_with_their_arguments(self) -> None:
+        page = self.chat()
+        call = {"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city": "Lima"}'}}
+        event = {"choices": [{"delta": {"tool_calls": [call]}}]}
+        self.answers(page, f"data: {json.dumps(event)}\n\n{sse('')}")
+        self.say(page, "weather in Lima?")
+        page.locator("details.tool summary", has_text="weather").click()
+        page.locator("details.tool", has_text='"city": "Lima"').wait_for()
+
+
+if __name__ == "__main__":
+    unittest.main()
