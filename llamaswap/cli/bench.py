@@ -10,7 +10,7 @@ import click
 from rich.markup import escape
 
 from llamaswap.cli.client import ApiClient, ClientError, JsonObject
-from llamaswap.cli.context import CliContext, about, model_names, remote, table
+from llamaswap.cli.context import CliContext, by_name, model_names, remote, table
 from llamaswap.cli.streaming import StreamStats, collect
 from llamaswap.observe.stats import percentile
 
@@ -87,8 +87,13 @@ def bench(
 ) -> None:
     """Measure a model's speed over the proxy."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
-    with about(context.client, model):
-        warm_s = collect(context.client, {**body, "max_tokens": 1}).total if warm else None
+    warm_s: float | None = None
+    if warm:
+        first = {**body, "max_tokens": 1}
+        model, warm_s = by_name(
+            context.client, model, lambda name: (name, collect(context.client, {**first, "model": name}).total)
+        )
+        body["model"] = model
     from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
     with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=context.err, transient=True) as bar:

@@ -8,7 +8,7 @@ import click
 from attrs import define, field
 
 from llamaswap.cli.client import ClientError, JsonObject
-from llamaswap.cli.context import CliContext, about, model_names, remote
+from llamaswap.cli.context import CliContext, by_name, model_names, remote
 from llamaswap.cli.streaming import StreamPiece, StreamStats, collect
 
 HELP = "/clear forgets the conversation, /system TEXT sets the system prompt, /bye or Ctrl-D leaves; Ctrl-C interrupts"
@@ -66,8 +66,11 @@ def respond(context: CliContext, conversation: Conversation, prompt: str, stats:
     printer = Printer(sys.stdout.isatty())
     show = printer.show if not context.as_json else lambda piece: None
     try:
-        with about(context.client, conversation.model):
-            measured = collect(context.client, conversation.request(prompt), show)
+        conversation.model, measured = by_name(
+            context.client,
+            conversation.model,
+            lambda name: (name, collect(context.client, {**conversation.request(prompt), "model": name}, show)),
+        )
     finally:
         printer.end()
     conversation.add(prompt, measured.text)

@@ -140,9 +140,9 @@ class ApiClient:
         if data:
             yield name, "\n".join(data)
 
-    def news(self, topic: str) -> Generator[tuple[str, Any], None, None]:
+    def news(self, topic: str, timeout: float = RESPONSE_TIMEOUT) -> Generator[tuple[str, Any], None, None]:
         """(type, data) of each message of a topic of /api/events."""
-        for _, data in self.events(f"/api/events?topics={topic}", timeout=RESPONSE_TIMEOUT):
+        for _, data in self.events(f"/api/events?topics={topic}", timeout=timeout):
             message = json.loads(data)
             yield message.get("type"), json.loads(message["data"])
 

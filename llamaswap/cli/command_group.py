@@ -14,7 +14,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "bench": ("bench", "bench"),
     "check": ("check", "check"),
     "completion": ("command_group", "completion"),
-    "demo": ("command_group", "demo"),
+    "demo": ("serve", "demo"),
     "estimate": ("estimate", "estimate"),
     "help": ("command_group", "help_"),
     "import": ("init", "take_over"),
@@ -24,10 +24,15 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "load": ("models", "load"),
     "logs": ("logs", "logs"),
     "memory": ("memory", "memory"),
+    "pin": ("models", "pin"),
     "ps": ("models", "ps"),
     "pull": ("pull", "pull"),
+    "reload": ("upgrade", "reload"),
+    "rm": ("config_edit", "rm"),
     "run": ("chat", "run"),
+    "serve": ("serve", "serve"),
     "service": ("service", "service"),
+    "show": ("models", "show"),
     "simulate": ("simulate", "simulate"),
     "top": ("top", "top"),
     "unload": ("models", "unload"),
@@ -35,6 +40,15 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "upgrade": ("upgrade", "upgrade"),
 }
 """Name -> (module of this package, attribute)."""
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "chat": ("run",),
+    "list": ("ps", "--all"),
+    "ls": ("ps", "--all"),
+    "start": ("load",),
+    "status": ("ps",),
+    "stop": ("unload",),
+}
+"""Names that other programs have for a command -> the command and its first options."""
 COMPLETE = "_LLAMASWAP_COMPLETE"
 
 
@@ -44,7 +58,7 @@ class UnknownCommand(click.ClickException):
     exit_code = 2
 
     def __init__(self, word: str) -> None:
-        near = get_close_matches(word, COMMANDS, n=1)
+        near = get_close_matches(word, [*COMMANDS, *ALIASES], n=1)
         advice = f"did you mean {near[0]}?" if near else "llamaswap help lists them"
         super().__init__(f"unknown command {word}; {advice}")
 
@@ -68,15 +82,34 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that the words name."""
+        if args == ["start"]:
+            args = ["serve"]
+        if args == ["stop"]:
+            raise click.UsageError("stop needs a MODEL; llamaswap unload unloads all models", ctx)
+        args = [*ALIASES.get(args[0], args[:1]), *args[1:]]
         if args[0] not in COMMANDS:
             raise UnknownCommand(args[0])
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; with --json its error is a document too."""
+        words = [*ctx._protected_args, *ctx.args]
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            if "--json" not in words[: words.index("--") if "--" in words else None]:
+                raise
+            status = getattr(error, "status", None)
+            click.echo(json.dumps({"error": {"message": error.format_message(), "status": status}}))
+            ctx.exit(error.exit_code)
 
 
 @click.command(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Flags without a command start the server, as in the Go program: llamaswap -h shows them.",
+    epilog="Flags without a command start the server, as in the Go program: llamaswap -h shows them. Other names: "
+    + ", ".join(f"{name} for {' '.join(words)}" for name, words in ALIASES.items())
+    + ".",
 )
 def app() -> None:
     """One HTTP endpoint in front of every local inference server."""
@@ -115,6 +148,7 @@ def help_(context: click.Context, name: str | None, as_json: bool) -> None:
     """Show the help of a command."""
     parent = context.parent
     assert parent is not None
+    name = name and ALIASES.get(name, (name,))[0]
     command: click.Command | None = app if name is None else app.get_command(parent, name)
     if command is None:
         raise UnknownCommand(str(name))
@@ -139,15 +173,6 @@ def completion(shell: str, as_json: bool) -> None:
     assert kind is not None  # click knows all three
     script = kind(app, {}, "llamaswap", COMPLETE).source()
     click.echo(json.dumps({"shell": shell, "script": script}) if as_json else script)
-
-
-@click.command()
-@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="host:port or :port.")
-def demo(listen: str) -> None:
-    """Run two tiny built-in models to try a swap."""
-    from twisted.application.twist._twist import Twist
-
-    Twist.main(["twist", "llamaswap", "--demo", "--listen", listen])
 
 
 def main(words: Sequence[str]) -> None:

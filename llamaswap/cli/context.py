@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
 from functools import update_wrapper
 from typing import TypeVar
@@ -27,6 +26,15 @@ DEFAULT_URL = "http://localhost:8080"
 NAME_LIMIT = 12  # model names in an error
 TABLE_WIDTH_LIMIT = 2000  # columns; no name is longer
 F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
+
+
+class CommandError(click.ClickException):
+    """A command that failed because of the server; `status` is that of its response, if there was one."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @define(eq=False)
@@ -105,7 +113,7 @@ def local(command: F) -> F:
         try:
             return command(context, *args, **options)
         except ClientError as error:
-            raise click.ClickException(str(error)) from None
+            raise CommandError(str(error), error.status) from None
         except BrokenPipeError:
             raise  # the reader of a pipe has ended; click exits quietly
         except OSError as error:
@@ -118,30 +126,38 @@ def local(command: F) -> F:
     return AS_JSON(run)  # type: ignore[return-value]  # click calls it by option names
 
 
-@contextmanager
-def about(client: ApiClient, model: str, refused: int = 404) -> Iterator[None]:
-    """Adds the known models to an error with the status `refused`, which says that `model` is unknown."""
+def by_name(client: ApiClient, model: str, use: Callable[[str], T], refused: int = 404) -> T:
+    """`use(model)`; if the server answers with the status `refused`, which says that the model is unknown, the same
+    with the only model whose name begins so. Without one, the error names the known models."""
     try:
-        yield
+        return use(model)
     except ClientError as error:
         if error.status != refused:
             raise
-        advice = _suggestion(client, model)
+        names = _names(client)
+        longer = [name for name in names if model and model not in names and name.startswith(model)]
+        if len(longer) == 1:
+            return use(longer[0])
+        advice = _suggestion(model, names, longer)
         named = f": {model}" if advice and model not in str(error) else ""
         raise ClientError(f"{error}{named}{advice}", refused) from None
 
 
-def _suggestion(client: ApiClient, model: str) -> str:
+def _names(client: ApiClient) -> list[str]:
     try:
-        names = [str(row["id"]) for row in client.json("/v1/models")["data"]]
+        return [str(row["id"]) for row in client.json("/v1/models")["data"]]
     except (ClientError, KeyError, TypeError):
-        return ""
+        return []
+
+
+def _suggestion(model: str, names: Sequence[str], longer: Sequence[str]) -> str:
     if model in names:  # its own server does not know the path
         return ""
     if near := get_close_matches(model, names, n=1):
         return f" (did you mean {near[0]}?)"
-    more = ", ..." if len(names) > NAME_LIMIT else ""
-    return f" (available: {', '.join(names[:NAME_LIMIT])}{more})" if names else " (no model is configured)"
+    found = longer or names
+    more = ", ..." if len(found) > NAME_LIMIT else ""
+    return f" (available: {', '.join(found[:NAME_LIMIT])}{more})" if found else " (no model is configured)"
 
 
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

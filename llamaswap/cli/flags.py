@@ -23,6 +23,7 @@ VALUE_FLAGS = {
     "tls-key-file": "TLS private key, together with -tls-cert-file",
 }
 SWITCHES = {
+    "allow-config-edit": "let the API and the web page change the -config file",
     "watch-config": "reload when a configuration source changes",
     "validate": "check the configuration, print what is wrong, and exit (0: it is valid)",
     "version": "print the version and exit",
@@ -99,6 +100,8 @@ def check_words(flags: ServerFlags) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `llamaswap` console script."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["serve"] or words == ["start"] or (words[:1] == ["start"] and words[1].startswith("-")):
+        words = words[1:]
     if (words and not words[0].startswith("-")) or "_LLAMASWAP_COMPLETE" in os.environ:
         from llamaswap.cli.command_group import main as run_command
 
@@ -141,6 +144,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     twist = ["twist", "llamaswap"]
     for name, value in flags.values.items():
         twist += [f"--{name}", value]
-    if flags.switches.get("watch-config"):
-        twist.append("--watch-config")
+    twist += [f"--{name}" for name in ("allow-config-edit", "watch-config") if flags.switches.get(name)]
     Twist.main(twist)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -14,13 +13,12 @@ import click
 from attrs import evolve
 from rich.markup import escape
 
-from llamaswap.cli.config_edit import write
+from llamaswap.cli.config_edit import edit, parsed
 from llamaswap.cli.context import CliContext, local, table
 from llamaswap.cli.flags import DEFAULT_CONFIG
-from llamaswap.config import ApiKey, Config, ConfigText, load
+from llamaswap.config import ApiKey, Config
 from llamaswap.config.schema.keys import HASHED, SCOPES, time_text, window_text
 from llamaswap.config.text_edit import NotEditable, add_item, remove, set_key
-from llamaswap.errors import ConfigError
 from llamaswap.web.key_access import access_of
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path, dir_okay=False), default=DEFAULT_CONFIG)
@@ -111,7 +109,7 @@ def _flow(value: object) -> str:
 @local
 def list_(context: CliContext, config: Path) -> None:
     """List the keys of CONFIG by name; the page and /api/keys show what they have used."""
-    found = _load(config, config.read_text(encoding="utf-8"))
+    found = parsed(config, config.read_text(encoding="utf-8"))
     named = [key for key in found.api_keys if key.name]
     rows = [_row(key, found.api_keys) for key in named]
     if context.as_json:
@@ -188,26 +186,13 @@ def _index(config: Config, name: str) -> int:
     return found
 
 
-def _load(path: Path, text: str) -> Config:
-    try:
-        return load([ConfigText(str(path), text)], dict(os.environ)).config
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from None
-
-
 def _edit(path: Path, change: Callable[[str, Config], str], expected: Callable[[Config, Config], bool]) -> Config:
     """Change the file, if the new text means what it should and nothing else; returns the new configuration."""
-    text = path.read_text(encoding="utf-8")
-    before = _load(path, text)
-    try:
-        changed = change(text, before)
-    except NotEditable as error:
-        raise click.ClickException(f"{path} is not changed: {error}") from None
-    after = _load(path, changed)
-    if not expected(before, after) or evolve(after, api_keys=before.api_keys) != before:
-        raise click.ClickException(f"{path} is not changed: change apiKeys by hand, its text has an unusual form")
-    write(path, changed, before, "llamaswap keys")
-    return after
+
+    def means_that(before: Config, after: Config) -> bool:
+        return expected(before, after) and evolve(after, api_keys=before.api_keys) == before
+
+    return edit(path, "llamaswap keys", change, means_that)
 
 
 def _report(context: CliContext, path: Path, done: dict[str, str]) -> None:

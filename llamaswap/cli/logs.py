@@ -1,25 +1,32 @@
-"""`logs`: the history of a log, and new lines as they are written."""
+"""`logs`: the history of a log, and new lines as they are written, each with its time."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Generator
 from contextlib import closing
+from datetime import datetime
+from typing import Any
 
 import click
 
-from llamaswap.cli.client import ApiClient, ClientError, quoted
-from llamaswap.cli.context import CliContext, about, model_names, remote
+from llamaswap.cli.client import RESPONSE_TIMEOUT, WORK_TIMEOUT, ApiClient, ClientError, JsonObject, quoted
+from llamaswap.cli.context import CliContext, by_name, model_names, remote
+
+HAS_TIME = re.compile(r"\[?(\d{4}[-/]\d\d[-/]\d\d|\d\d:\d\d)")  # the beginning of a line that has its own time
+News = Generator[tuple[str, Any], None, None]
 
 
-def history(client: ApiClient, name: str) -> str:
-    """The history of one log, or of the combined log if `name` is empty."""
-    if not name:
-        return client.text("/logs")
-    with closing(client.news(f"logs:{quoted(name)}")) as news:
-        for kind, message in news:
-            if kind == "logData":
-                return str(message["data"])
-            if kind == "uiConfig":  # it follows the history, so there is none
-                break
+def open_log(client: ApiClient, name: str, timeout: float) -> tuple[JsonObject, News]:
+    """The history of a log, and the messages that follow it. Raises ClientError if the log is unknown."""
+    news = client.news(f"logs:{quoted(name or 'combined')}", timeout)
+    for kind, message in news:
+        if kind == "logData":
+            return message, news
+        if kind == "uiConfig":  # it follows the history, so there is none
+            break
+    news.close()
     raise ClientError(f"no log is named {name}", 404)
 
 
@@ -27,23 +34,43 @@ def history(client: ApiClient, name: str) -> str:
 @click.argument("name", required=False, default="", metavar="[MODEL|proxy|upstream]", shell_complete=model_names)
 @click.option("-f", "--follow", is_flag=True, help="Go on printing new lines.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last lines of the history.")
+@click.option("--times/--no-times", default=True, help="Print when each line was written (default), or only the line.")
 @remote
-def logs(context: CliContext, name: str, follow: bool, lines: int | None) -> None:
+def logs(context: CliContext, name: str, follow: bool, lines: int | None, times: bool) -> None:
     """Show the log of a model, of the proxy, or the combined log."""
-    if not follow or lines is not None:
-        with about(context.client, name):
-            written = history(context.client, name).splitlines()
-        for line in written if lines is None else written[-lines:] if lines else []:
-            _print(context, line)
-    if follow:
-        path = f"/logs/stream/{quoted(name)}" if name else "/logs/stream"
-        with about(context.client, name, refused=400):
-            for line in context.client.lines(path + ("?no-history" if lines is not None else "")):
-                _print(context, line)
+    timeout = WORK_TIMEOUT if follow else RESPONSE_TIMEOUT
+    history, news = by_name(context.client, name, lambda one: open_log(context.client, one, timeout))
+    with closing(news):
+        written, rest = _split(str(history["data"]))
+        if rest and not follow:
+            written, rest = [*written, rest], ""
+        when: float | None = None
+        changes = {int(line): ms / 1000 for line, ms in history.get("times") or ()}
+        first = 0 if lines is None else max(0, len(written) - lines)
+        for number, line in enumerate(written):
+            when = changes.get(number, when)
+            if number >= first:
+                _print(context, line, when, times)
+        if not follow:
+            return
+        for kind, message in news:
+            if kind == "logData":
+                complete, rest = _split(rest + str(message["data"]))
+                for line in complete:
+                    _print(context, line, time.time(), times)
 
 
-def _print(context: CliContext, line: str) -> None:
+def _split(text: str) -> tuple[list[str], str]:
+    """The complete lines of a text, and what follows the last of them."""
+    *lines, rest = text.split("\n")
+    return [line.rstrip("\r") for line in lines], rest
+
+
+def _print(context: CliContext, line: str, when: float | None, times: bool) -> None:
+    at = None if when is None else datetime.fromtimestamp(when).astimezone()
     if context.as_json:
-        context.line({"line": line})
-    else:
+        context.line({"line": line, "time": at and at.isoformat(timespec="milliseconds")})
+    elif not times or HAS_TIME.match(line):
         click.echo(line)
+    else:
+        click.echo(f"{click.style(f'{at:%m-%d %H:%M:%S}' if at else ' ' * 14, dim=True)}  {line}")

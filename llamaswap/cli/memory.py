@@ -12,7 +12,7 @@ from attrs import evolve
 from rich.markup import escape
 
 from llamaswap.cli.client import ApiClient, ClientError, JsonObject
-from llamaswap.cli.config_edit import write
+from llamaswap.cli.config_edit import WRITTEN, write
 from llamaswap.cli.context import CliContext, local, remote, table
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import Config, ConfigText, load
@@ -140,10 +140,7 @@ def enable(context: CliContext, config: Path, dry_run: bool) -> None:
     if not lines:
         context.say(f"{config}: routing.memory is on already")
     elif not dry_run:
-        context.say(
-            f"{config} is written, the old text is {config}.bak; a running llamaswap reads it with -watch-config or "
-            "after SIGHUP"
-        )
+        context.say(WRITTEN.format(file=config))
 
 
 def _enabled(text: str, before: Config, name: str) -> str:

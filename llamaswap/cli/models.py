@@ -1,7 +1,8 @@
-"""`ps`, `load`, `unload`: show the models, load and unload them."""
+"""`ps`, `show`, `load`, `unload`, `pin`: show the models, load, unload and pin them."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -12,18 +13,19 @@ from rich.table import Table
 
 from llamaswap.cli import memory
 from llamaswap.cli.client import WORK_TIMEOUT, ApiClient, ClientError, JsonObject, quoted
-from llamaswap.cli.context import CliContext, about, model_names, remote, seconds, table
+from llamaswap.cli.context import CliContext, by_name, model_names, remote, seconds, table
 
 POLL_INTERVAL = 0.2  # seconds between two requests for the state of a load
 EXPLAINED_WAITS = 5  # models that requests wait for, each asked about with a request
 UNSEEN_TIMEOUT = 5.0  # seconds after which a load that the server does not report has failed
 
-STYLES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "shutdown": "red"}
+STYLES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "shutdown": "red", "failed": "red"}
 
 
 def gather(client: ApiClient, everything: bool = False) -> JsonObject:
-    """The data of `ps`: the running models (or all local ones), and the waiting requests."""
-    rows = [row["model"] for row in client.json("/running")["running"]]
+    """The data of `ps`: the running and the failed models (or all local ones), and the waiting requests."""
+    found = client.json("/running")
+    rows = [row["model"] for row in (*found["running"], *found.get("failing", ()))]
     if everything:
         rows = sorted({*rows, *local(client)})
     models = [model for name in rows if (model := _detail(client, name)) is not None]
@@ -60,11 +62,21 @@ def model_table(models: Sequence[JsonObject]) -> Table:
     return table(columns, rows, right=("ACTIVE", "WAITING", "PID", "PORT", "MEMORY"))
 
 
+def state_of(model: JsonObject) -> str:
+    """The state of a model; `failed` for one that is stopped because its last load, or its server, failed."""
+    return "failed" if model["state"] == "stopped" and model.get("failed") else str(model["state"])
+
+
+def failures(models: Sequence[JsonObject]) -> list[str]:
+    """A line for each failed model, with the reason."""
+    return [f"{model['id']} failed: {model['failed'].strip()}" for model in models if state_of(model) == "failed"]
+
+
 def _row(model: JsonObject) -> list[str]:
-    state = model["state"] + (" (pinned)" if model.get("pinned") else "")
+    state = state_of(model) + (" (pinned)" if model.get("pinned") else "")
     active, waiting, pid, port = (str(model.get(name) or "") for name in ("active", "waiting", "pid", "port"))
     ttl = seconds(model["ttl_s"]) if model.get("ttl_s") else ""
-    styled = f"[{STYLES.get(model['state'], 'dim')}]{state}[/]"
+    styled = f"[{STYLES.get(state_of(model), 'dim')}]{state}[/]"
     return [escape(model["id"]), styled, seconds(model.get("uptime_s")), active, waiting, ttl, pid, port]
 
 
@@ -72,7 +84,7 @@ def _row(model: JsonObject) -> list[str]:
 @click.option("--all", "-a", "everything", is_flag=True, help="Include models that are not loaded.")
 @remote
 def ps(context: CliContext, everything: bool) -> None:
-    """Show the running models."""
+    """Show the running models, and those that failed."""
     data = gather(context.client, everything)
     _explain(context.client, data["queue"])
     if context.as_json:
@@ -82,6 +94,8 @@ def ps(context: CliContext, everything: bool) -> None:
         context.show(model_table(data["models"]))
     else:
         context.say("nothing is loaded")
+    for line in failures(data["models"]):
+        context.say(line, "red")
     for waiting in data["queue"]:
         context.say(f"{wait_text(waiting)} (place {waiting['position']}){_because(waiting)}")
 
@@ -110,6 +124,54 @@ def _explain(client: ApiClient, queue: Sequence[JsonObject]) -> None:
             row["reason"] = reasons[row["model"]]
 
 
+def named(context: CliContext, name: str, path: str, method: str = "GET") -> JsonObject:
+    """The document at `path` and the model that the name means."""
+    found = by_name(context.client, name, lambda one: context.client.json(f"{path}{quoted(one)}", method=method))
+    return cast(JsonObject, found)
+
+
+@click.command()
+@click.argument("model", shell_complete=model_names)
+@remote
+def show(context: CliContext, model: str) -> None:
+    """Show what is known about a model: its state, command, groups, and why it failed."""
+    found = named(context, model, "/api/models/")
+    if context.as_json:
+        context.document(found)
+        return
+    texts = {
+        **{name: found.get(name) for name in ("id", "name", "description")},
+        "state": state_of(found) + (", pinned" if found.get("pinned") else ""),
+        "failed": (found.get("failed") or "").strip(),
+        "command": shlex.join(found.get("cmd") or ()),
+        **{name: found.get(name) for name in ("proxy", "pid")},
+        **{name: ", ".join(found.get(name) or ()) for name in ("aliases", "groups", "tags")},
+        "context length": found.get("context_length"),
+        "ttl": seconds(found["ttl_s"]) if found.get("ttl_s") else "",
+        "last loads": ", ".join(f"{value / 1000:.1f}s" for value in found.get("load_ms") or ()),
+    }
+    shown = table(("", ""), [[name, escape(str(text))] for name, text in texts.items() if text])
+    shown.show_header = False
+    context.show(shown)
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=model_names)
+@click.option("--off", is_flag=True, help="Remove the pin.")
+@remote
+def pin(context: CliContext, models: Sequence[str], off: bool) -> None:
+    """Keep models loaded: no other model evicts a pinned one.
+
+    A pin ends when the model is unloaded by name. A model that is not loaded is not loaded by its pin.
+    """
+    done = [named(context, name, "/api/models/pin/", "DELETE" if off else "POST") for name in models]
+    if context.as_json:
+        context.document(done)
+        return
+    for row in done:
+        context.say(f"{row['model']}: {'pinned' if row['pinned'] else 'not pinned'} ({row['state']})")
+
+
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=model_names)
 @click.option("--wait/--no-wait", default=True, help="Return when the model is ready (default), or at once.")
@@ -120,8 +182,7 @@ def load(context: CliContext, models: Sequence[str], wait: bool) -> None:
     for name in models:
         began = time.monotonic()
         before = max((int(swap["id"]) for swap in context.client.json("/api/swaps")), default=-1)
-        with about(context.client, name):
-            accepted = context.client.json(f"/api/models/load/{quoted(name)}", method="POST")
+        accepted = named(context, name, "/api/models/load/", "POST")
         state = accepted["state"]
         if wait:
             with context.err.status(f"loading {name}"):
@@ -167,8 +228,11 @@ def wait_for_load(
 def unload(context: CliContext, models: Sequence[str]) -> None:
     """Unload the named models, or all models. Returns when they have stopped."""
     for name in models:
-        with about(context.client, name):
-            context.client.text(f"/api/models/unload/{quoted(name)}", method="POST", timeout=WORK_TIMEOUT)
+        by_name(
+            context.client,
+            name,
+            lambda one: context.client.text(f"/api/models/unload/{quoted(one)}", method="POST", timeout=WORK_TIMEOUT),
+        )
     if not models:
         context.client.text("/api/models/unload", method="POST", timeout=WORK_TIMEOUT)
     if context.as_json:

@@ -64,10 +64,11 @@ def view(data: JsonObject) -> Group:
         )
     if data["gpus"]:
         parts.append(_gpus(data["gpus"]))
-    running = [model for model in data["models"] if model["state"] != "stopped"]
-    stopped = [model["id"] for model in data["models"] if model["state"] == "stopped"]
+    running = [model for model in data["models"] if models.state_of(model) != "stopped"]
+    stopped = [model["id"] for model in data["models"] if models.state_of(model) == "stopped"]
     if running:
         parts.append(models.model_table(running))
+    parts += [Text(line, style="red") for line in models.failures(running)]
     parts.append(Text(f"not loaded: {', '.join(stopped) or 'none'}", style="dim", overflow="ellipsis", no_wrap=True))
     if data["requests"]:
         parts.append(_requests(data["requests"]))

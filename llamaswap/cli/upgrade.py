@@ -1,4 +1,4 @@
-"""`upgrade`: have the running server switch to the installed code."""
+"""`upgrade` and `reload`: have the running server switch to the installed code, or read its configuration again."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ WAIT_TIMEOUT = 300.0  # seconds for the whole upgrade; the server waits for requ
 UpgradeStatus = dict[str, object]
 
 
-def send_signal(pid: int) -> None:
-    """Ask a process to upgrade. Raises ClientError if it is not llamaswap: the signal would end another program."""
+RELOAD_TIMEOUT = 30.0  # seconds for the end of a reload, which only reads files
+
+
+def send_signal(pid: int, number: int = signal.SIGUSR2) -> None:
+    """Ask a process to upgrade, or with SIGHUP to reload. Raises ClientError if it is not llamaswap: the signal would
+    end another program."""
     try:
         words = psutil.Process(pid).cmdline()
     except psutil.Error:
@@ -30,7 +34,7 @@ def send_signal(pid: int) -> None:
     if not any("llamaswap" in word for word in words):
         raise ClientError(f"process {pid} is not a llamaswap process; choose one with --pid")
     try:
-        os.kill(pid, signal.SIGUSR2)
+        os.kill(pid, number)
     except OSError as error:
         raise ClientError(f"process {pid}: {error.strerror}") from None
 
@@ -95,3 +99,26 @@ def upgrade(context: CliContext, pid: int | None, wait: bool, force: bool) -> No
     else:
         version = context.client.json("/api/version")["version"]
         context.say(f"process {server} runs version {version} after {time.monotonic() - began:.1f}s")
+
+
+@click.command()
+@remote
+def reload(context: CliContext) -> None:
+    """Have the running server read its configuration again.
+
+    Only models whose definition changed are restarted. An invalid configuration changes nothing.
+    """
+    before = context.client.json("/api/config/status")
+    send_signal(context.client.json("/api/upgrade")["pid"], signal.SIGHUP)
+    deadline = time.monotonic() + RELOAD_TIMEOUT
+    while (after := context.client.json("/api/config/status")) == before and time.monotonic() < deadline:
+        time.sleep(POLL_INTERVAL)
+    if after["result"] == "rejected":
+        raise ClientError(f"the configuration is rejected, the previous one stays: {after['message']}")
+    if after == before:
+        raise ClientError(f"the server reports no reload after {RELOAD_TIMEOUT:.0f} s; see its log")
+    if context.as_json:
+        context.document(after)
+        return
+    changes = [f"{what}: {', '.join(names)}" for what, names in after["touched"].items() if names]
+    context.say("\n".join(["the configuration is reloaded", *changes]))

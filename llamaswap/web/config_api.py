@@ -13,7 +13,7 @@ from attrs import asdict, define, field, frozen
 from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError
 from llamaswap.events import ConfigRejected, ConfigReloaded, EventBus
-from llamaswap.observe.log_format import Timestamp, local_time, rfc3339
+from llamaswap.observe.log_format import Timestamp, local_time, rfc3339nano
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.config_history import VersionEntry, VersionSource
@@ -90,7 +90,7 @@ class ConfigEndpoints:
         self.bus.subscribe(ConfigRejected, lambda event: self._reload_ended("rejected", event.message))
 
     def _reload_ended(self, result: str, message: str = "", touched: dict[str, list[str]] | None = None) -> None:
-        at = rfc3339(local_time(self.wall()))
+        at = rfc3339nano(local_time(self.wall()))
         self._last_reload = ReloadOutcome(self.file.editable, result, at, message, touched or {})
 
     @route("GET", "/api/config", content=YAML)

@@ -8,7 +8,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.command_group import COMMANDS
-from tests.cli.doubles import invoke
+from tests.cli.doubles import Server, chat, invoke
+from tests.cli.test_models import detail
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,6 +30,38 @@ class AppTests(SynchronousTestCase):
             self.assertEqual(invoke(words).stderr, "Error: unknown command unlaod; did you mean unload?\n")
         self.assertEqual(invoke(["xyz"]).stderr, "Error: unknown command xyz; llamaswap help lists them\n")
 
+    def test_names_of_other_programs_are_accepted(self):
+        server = Server().on("GET /running", {"running": []}).on("GET /api/queue", {"queue": []})
+        server.on("GET /v1/models", {"data": [{"id": "owl"}]})
+        server.on("GET /api/models/owl", detail("owl", "stopped")).on("POST /api/models/unload/owl", b"OK")
+        server.on("POST /v1/chat/completions", chat("hi"))
+        for words, part in ((["ls"], "owl"), (["list"], "owl"), (["status"], "nothing is loaded")):
+            self.assertIn(part, invoke(words, server).stdout)
+        self.assertEqual(invoke(["stop", "owl"], server).stdout, "unloaded owl\n")
+        self.assertEqual(invoke(["chat", "owl", "hello"], server).stdout, "hi\n")
+        self.assertIn(" load [OPTIONS] MODEL", invoke(["help", "start"]).stdout)
+        self.assertIn("ls for ps --all", invoke(["help"]).stdout)
+
+    def test_stop_without_a_model_does_not_unload_all(self):
+        server = Server().on("POST /api/models/unload", {"msg": "ok"})
+        done = invoke(["stop"], server)
+        self.assertEqual((done.exit_code, server.asked), (2, []))
+        self.assertIn("llamaswap unload unloads all", done.stderr)
+
+    def test_error_with_json_is_a_document(self):
+        server = Server().on("GET /running", (500, {"error": "broken"}))
+        for words, status, code in (
+            (["ps", "--json"], 500, 1),
+            (["load", "--json", "x"], 404, 1),
+            (["check", "--json", "--nope"], None, 2),
+            (["service", "install", "--json", "--nope"], None, 2),
+            (["fly", "--json"], None, 2),
+        ):
+            done = invoke(words, server)
+            self.assertEqual((done.exit_code, done.stderr), (code, ""), words)
+            error = json.loads(done.stdout)["error"]
+            self.assertEqual((error["status"], bool(error["message"])), (status, True), words)
+
     def test_each_shell_has_a_completion_script(self):
         for shell in ("bash", "zsh", "fish"):
             self.assertIn("_LLAMASWAP_COMPLETE", invoke(["completion", shell]).stdout)
@@ -42,8 +75,8 @@ class AppTests(SynchronousTestCase):
 
         told = json.loads(invoke(["help", "--json"]).stdout)
         self.assertEqual({below["name"] for below in told["commands"]}, set(COMMANDS))
-        # These two serve until they are stopped, and write a log.
-        self.assertEqual(without(told), {"demo", "wol"})
+        # These serve until they are stopped, and write a log.
+        self.assertEqual(without(told), {"demo", "serve", "wol"})
 
     def test_help_of_a_command_lists_arguments_and_options(self):
         told = json.loads(invoke(["help", "--json", "bench"]).stdout)

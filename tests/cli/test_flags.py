@@ -5,6 +5,7 @@ import os
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from twisted.application.twist._twist import Twist
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.flags import FlagError, HelpRequested, main, parse
@@ -101,6 +102,22 @@ class ExitTests(SynchronousTestCase):
             code, _, err = self.run_main("-validate", *words)
             self.assertEqual(code, 1)
             self.assertIn("other", err)
+
+    def twist_words(self, *words):
+        found = []
+        self.patch(Twist, "main", found.extend)
+        main(list(words))
+        return found
+
+    def test_configuration_edits_are_allowed_as_with_twist(self):
+        words = self.twist_words("-config", "c.yaml", "-allow-config-edit", "-watch-config")
+        self.assertEqual(words, ["twist", "llamaswap", "--config", "c.yaml", "--allow-config-edit", "--watch-config"])
+        self.assertNotIn("--allow-config-edit", self.twist_words("-config", "c.yaml", "-allow-config-edit=false"))
+
+    def test_serve_and_start_are_the_flags_alone(self):
+        for word in ("serve", "start"):
+            words = self.twist_words(word, "-config", "c.yaml", "-listen", ":1")
+            self.assertEqual(words, ["twist", "llamaswap", "--config", "c.yaml", "--listen", ":1"])
 
     def test_first_word_that_is_not_a_flag_is_a_command(self):
         code, out, _ = self.run_main("help", "ps")

@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.client import ApiClient, ClientError
 from llamaswap.cli.models import UNSEEN_TIMEOUT, wait_for_load
-from tests.cli.doubles import Server, invoke
+from tests.cli.doubles import Server, chat, invoke, news, sse
 
 
 def detail(name, state="ready", **more):
@@ -39,6 +39,18 @@ class PsTests(SynchronousTestCase):
         done = invoke(["ps"], server_with(detail(name)), env={"COLUMNS": "30"})
         self.assertIn(name, done.stdout)
         self.assertEqual(len(done.stdout.splitlines()), 3, done.stdout)  # head, model, queue
+
+    def test_failed_model_is_shown_with_its_reason(self):
+        bad = detail("bad", "stopped", failed="exit status 3: no such file\n", uptime_s=None, active=0)
+        server = server_with(detail("owl")).on("GET /api/models/bad", bad)
+        server.on("GET /running", {"running": [{"model": "owl"}], "failing": [{"model": "bad", "error": "x"}]})
+        for words in (["ps"], ["status"]):
+            done = invoke(words, server)
+            self.assertRegex(done.stdout, "bad +failed")
+            self.assertIn("bad failed: exit status 3: no such file\n", done.stdout)
+        self.assertEqual(
+            [row["id"] for row in json.loads(invoke(["ps", "--json"], server).stdout)["models"]], ["owl", "bad"]
+        )
 
     def test_brackets_of_a_name_are_shown(self):
         done = invoke(
@@ -118,6 +130,52 @@ class LoadTests(SynchronousTestCase):
     def test_unknown_model_exits_1(self):
         done = invoke(["load", "absent"], Server().on("GET /api/swaps", []))
         self.assertEqual((done.exit_code, "404" in done.stderr), (1, True))
+
+
+class PrefixTests(SynchronousTestCase):
+    def server(self, *names):
+        return Server().on("GET /v1/models", {"data": [{"id": name} for name in names]}).on("GET /api/swaps", [])
+
+    def test_unique_beginning_of_a_name_names_the_model(self):
+        server = self.server("qwen3-8b", "gemma").on("POST /api/models/unload/qwen3-8b", b"OK")
+        self.assertEqual(invoke(["unload", "qw"], server).exit_code, 0)
+        server.on("POST /v1/chat/completions", lambda body: chat("hi") if body["model"] == "gemma" else (404, {}))
+        self.assertEqual(invoke(["run", "ge", "hello"], server).stdout, "hi\n")
+        self.assertEqual(json.loads(invoke(["bench", "g", "-n", "1", "--json"], server).stdout)["model"], "gemma")
+        stream = sse(news("logData", {"source": "gemma", "data": "line\n"}))
+        server.on("GET /api/events?topics=logs:g", sse(news("uiConfig", {})))
+        server.on("GET /api/events?topics=logs:gemma", stream)
+        self.assertIn("line", invoke(["logs", "g"], server).stdout)
+
+    def test_beginning_of_several_names_is_refused_with_these_names(self):
+        done = invoke(["unload", "qw"], self.server("qwen3-8b", "qwen3-4b", "gemma"))
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn("(available: qwen3-8b, qwen3-4b)", done.stderr)
+
+    def test_whole_name_is_never_taken_for_the_beginning_of_another(self):
+        done = invoke(["run", "owl", "hello"], self.server("owl", "owl-big"))
+        self.assertEqual((done.exit_code, done.stderr), (1, "Error: 404: not found\n"))
+
+
+class ShowTests(SynchronousTestCase):
+    def test_show_has_the_command_and_the_reason_of_a_failure(self):
+        more = {"failed": "exited", "cmd": ["srv", "a b"], "aliases": ["bird"], "load_ms": [1500]}
+        server = Server().on("GET /api/models/owl", detail("owl", "stopped", **more))
+        done = invoke(["show", "owl"], server)
+        for part in ("failed", "exited", "srv 'a b'", "bird", "1.5s"):
+            self.assertIn(part, done.stdout)
+        self.assertEqual(json.loads(invoke(["show", "owl", "--json"], server).stdout)["cmd"], ["srv", "a b"])
+
+
+class PinTests(SynchronousTestCase):
+    def test_pin_is_set_and_removed(self):
+        accepted = lambda pinned: {"model": "owl", "state": "ready", "pinned": pinned}
+        server = (
+            Server().on("POST /api/models/pin/owl", accepted(True)).on("DELETE /api/models/pin/owl", accepted(False))
+        )
+        self.assertEqual(invoke(["pin", "owl"], server).stdout, "owl: pinned (ready)\n")
+        self.assertEqual(invoke(["pin", "owl", "--off"], server).stdout, "owl: not pinned (ready)\n")
+        self.assertEqual(server.asked, ["POST /api/models/pin/owl", "DELETE /api/models/pin/owl"])
 
 
 class UnknownModelTests(SynchronousTestCase):

@@ -1,9 +1,10 @@
-"""`upgrade`: which process it signals, and how it waits for the result."""
+"""`upgrade` and `reload`: which process it signals, and how it waits for the result."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -97,3 +98,27 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(result.exit_code, 0, result.output)
         self.assertEqual(child.wait(10), -signal.SIGUSR2)
         self.assertNotEqual(child.pid, os.getpid())
+
+
+class ReloadTests(SynchronousTestCase):
+    def reload(self, *statuses):
+        child = SignalTests.child(self, "llamaswap")
+        statuses = list(statuses)
+        server = Server().on("GET /api/upgrade", {**IDLE, "pid": child.pid})
+        server.on("GET /api/config/status", lambda _: statuses.pop(0) if len(statuses) > 1 else statuses[0])
+        self.patch(time, "sleep", lambda _: None)
+        done = invoke(["reload"], server)
+        self.assertEqual(child.wait(10), -signal.SIGHUP)
+        return done
+
+    def status(self, result, at, message="", **touched):
+        return {"result": result, "at": at, "message": message, "touched": touched}
+
+    def test_reload_names_the_changed_models(self):
+        before, after = self.status("started", "1"), self.status("reloaded", "2", added=["owl"], removed=[])
+        self.assertEqual(self.reload(before, before, after).stdout, "the configuration is reloaded\nadded: owl\n")
+
+    def test_rejected_configuration_is_an_error_with_its_reason(self):
+        done = self.reload(self.status("started", "1"), self.status("rejected", "2", "models must be a mapping"))
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn("the previous one stays: models must be a mapping", done.stderr)
