@@ -60,7 +60,7 @@ class ObservabilityParts:
             gpus=models.gpus,
             wanted=lambda: bool(router.running()),
         )
-        self.history = SwapHistory(wall=time.time, log_tail=lambda model: registry.model(model).history())
+        self.history = SwapHistory(wall=time.time, log=registry.model)
         self.hardware = Hardware(run=driver_thread, wall=time.time, version=build_info().version)
 
         def stored(row: ActivityRow) -> None:

@@ -12,6 +12,7 @@ from attrs import define, evolve, field, frozen
 
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.log_format import Timestamp, timestamp
+from llamaswap.observe.logs import LogMonitor
 
 MAX_INTERVALS = 4096  # ended intervals kept: those of a thousand swaps
 MAX_SWAPS = 512  # swaps kept, with their log tails
@@ -34,12 +35,16 @@ class StateInterval:
 
 @define(eq=False)
 class SwapRecord:
-    """One load: the events of its beginning and its end, and their times in unix seconds."""
+    """One load: the events of its beginning and its end, and their times in unix seconds.
+
+    `log_start` is the number of bytes in the model's log before it began: what follows is the output of this load.
+    """
 
     start: SwapBegan
     began: float
     end: SwapEnded | None = None
     ended: float | None = None
+    log_start: int = 0
     log_tail: str = ""
 
 
@@ -86,10 +91,10 @@ class SwapDocument:
 
 @define(eq=False)
 class SwapHistory:
-    """`wall` gives unix seconds, `log_tail(model)` the end of a model's log (for a load that failed)."""
+    """`wall` gives unix seconds, `log` the log of a model (its end is kept for a load that failed)."""
 
     wall: Callable[[], float]
-    log_tail: Callable[[str], bytes]
+    log: Callable[[str], LogMonitor]
     _ended: deque[StateInterval] = field(factory=lambda: deque(maxlen=MAX_INTERVALS), init=False)
     _current: dict[str, StateInterval] = field(factory=dict, init=False)
     _swaps: dict[int, SwapRecord] = field(factory=dict, init=False)
@@ -123,7 +128,7 @@ class SwapHistory:
 
     def swap_began(self, event: SwapBegan) -> None:
         """A load began."""
-        swap = self._swaps[event.swap] = SwapRecord(event, self.wall())
+        swap = self._swaps[event.swap] = SwapRecord(event, self.wall(), log_start=self.log(event.model).written)
         if len(self._swaps) > MAX_SWAPS:
             del self._swaps[next(iter(self._swaps))]
         self._loading[event.model] = swap
@@ -140,7 +145,9 @@ class SwapHistory:
             return
         swap.end, swap.ended = event, max(self.wall(), swap.began)
         if event.error is not None:
-            swap.log_tail = self.log_tail(event.model)[-LOG_TAIL:].decode("utf-8", "replace")
+            log = self.log(event.model)
+            length = min(log.written - swap.log_start, LOG_TAIL)
+            swap.log_tail = log.history()[-length:].decode("utf-8", "replace") if length else ""
         self._evicting = {model: other for model, other in self._evicting.items() if other is not swap}
 
     def residency(self, since: float | None = None, until: float | None = None) -> list[Document]:

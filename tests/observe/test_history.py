@@ -6,6 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe import history as module
 from llamaswap.observe.history import SwapHistory, SwapOrigin
+from llamaswap.observe.logs import LogMonitor
 
 
 class HistoryTests(SynchronousTestCase):
@@ -15,7 +16,8 @@ class HistoryTests(SynchronousTestCase):
         self.make()
 
     def make(self):
-        self.history = SwapHistory(wall=lambda: self.now, log_tail=lambda model: b"x" * 9000 + b"last line")
+        self.log = LogMonitor("owl")
+        self.history = SwapHistory(wall=lambda: self.now, log=lambda model: self.log)
         self.history.listen(self.bus)
 
     def tell(self, at, event):
@@ -82,10 +84,19 @@ class HistoryTests(SynchronousTestCase):
 
     def test_failed_swap_keeps_the_end_of_the_log(self):
         self.swap()
+        self.log.write(b"x" * 9000 + b"last line")
         self.tell(13, SwapEnded(7, "owl", "exited", 0.0, {}))
         swap = self.history.swap(7)
         self.assertEqual((swap.error, len(swap.log_tail)), ("exited", 4096))
         self.assertTrue(swap.log_tail.endswith("last line"))
+
+    def test_failed_swap_keeps_only_its_own_part_of_the_log(self):
+        self.log.write(b"an earlier load failed\n")
+        for number, text in ((7, b"no such file\n"), (8, b"")):
+            self.tell(10, SwapBegan(number, "owl", (), "request", 0.0))
+            self.log.write(text)
+            self.tell(13, SwapEnded(number, "owl", "exited", 0.0, {}))
+            self.assertEqual(self.history.swap(number).log_tail, text.decode())
 
     def test_states_after_a_swap_are_not_attributed_to_it(self):
         self.swap()

@@ -289,7 +289,7 @@ class World:
         )
         self.key_usage = KeyUsage(lambda: 1700000000.0)
         self.key_usage.retune(self.router.config.api_keys)
-        self.history = SwapHistory(wall=self.clock.seconds, log_tail=lambda name: b"it broke\n")
+        self.history = SwapHistory(wall=self.clock.seconds, log=self.book.model)
         self.history.listen(self.bus)
         self.events = EventEndpoints(
             self.router,

@@ -135,6 +135,8 @@ class ForecastTests(TestCase):
             SwapEnded(1, "alpha", "upstream command exited prematurely", 0.0, {"stop": 1.0}),
         ):
             world.bus.publish(event)
+            if isinstance(event, StateChanged):
+                world.book.model("alpha").write(b"it broke\n")
         self.assertEqual([swap["id"] for swap in world.ask("/api/swaps").json], [1])
         swap = world.ask("/api/swaps/1").json
         self.assertEqual((swap["log_tail"], swap["outcome"]), ("it broke\n", "failed"))
