@@ -6,7 +6,7 @@ Nothing is decided here about models, keys or the wording of errors. The outcome
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from enum import Enum, auto
 
 from attrs import define, field
@@ -49,20 +49,23 @@ class RequestForwarder:
         observer: ResponseObserver | None = None,
         decline: Container[int] = (),
         reader: ReportStall | None = None,
+        passing: Callable[[bytes], None] | None = None,
     ) -> Future[ForwardOutcome]:
         """Forward one request, already rewritten for the server, and its response.
 
         `head` has no fields about the body's framing: those are added here. If the client has received a head
         before (a loading stream), the response's body follows it, a JSON document as an event. A response whose status
         is in `decline` is not passed on. `reader` receives the time since which the client has read nothing of its
-        response, and None when it reads again.
+        response, and None when it reads again; `passing` the bytes that pass through a tunnel (see `Tunnel`).
 
         The result is awaited in a Task. It fails with UpstreamUnreachable (no byte of a response came), BadUpstream (no
         head that could be passed on), UpstreamDeclined, UpstreamTruncated (after the head; the client's response is not
         ended) or ClientGone. Cancelling it closes the server's connection at once.
         """
         sink = exchange.sink
-        response = ResponseForwarder(self._clock, exchange, sink, upstream, observer, decline, reader, sink.started)
+        response = ResponseForwarder(
+            self._clock, exchange, sink, upstream, observer, decline, reader, passing, sink.started
+        )
         response.sending = sending = RequestSender(self._clock, self._pool, exchange, upstream, head, body, response)
         sending.start()
         return sending.outcome

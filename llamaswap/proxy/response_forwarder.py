@@ -69,6 +69,7 @@ class ResponseForwarder:
     _observer: ResponseObserver | None
     _decline: Container[int]
     _reader: ReportStall | None
+    _passing: Callable[[bytes], None] | None
     appended: bool  # whether the body follows a head that went out before
     sending: RequestSender = field(init=False)
     _observe: Callable[[bytes], None] | None = field(default=None, init=False)
@@ -164,7 +165,12 @@ class ResponseForwarder:
         connection = self.sending.detach_connection()
         client = self._sink.upgrade(raw_head)
         self._tunnel = Tunnel(
-            client, connection.wire, closed=self._tunnel_closed, early_server=rest, reader=self._watch_reader()
+            client,
+            connection.wire,
+            closed=self._tunnel_closed,
+            early_server=rest,
+            reader=self._watch_reader(),
+            passing=self._passing,
         )
 
     def response_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:

@@ -42,7 +42,7 @@ class _End(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         if not self.other.lost:
-            self._tunnel.count(self, len(data))
+            self._tunnel.count(self, data)
             self.other.write(data)
 
     def readConnectionLost(self) -> None:
@@ -94,7 +94,7 @@ class Tunnel:
     """Joins `client` and `server`, transports with a settable `protocol`; calls `closed` once at the end.
 
     `early_server` is what the server sent before the tunnel was there. `sent` counts the bytes that went to the client,
-    and `reader` watches whether the client reads.
+    and `reader` watches whether the client reads. `passing` is called with the bytes that pass, first with none.
     """
 
     def __init__(
@@ -105,8 +105,10 @@ class Tunnel:
         closed: Callable[[], None],
         early_server: bytes = b"",
         reader: ReaderWatch | None = None,
+        passing: Callable[[bytes], None] | None = None,
     ) -> None:
         self.sent = 0
+        self._passing = passing
         self._closed: Callable[[], None] | None = closed
         self._client, self._server = _End(self), _End(self)
         for end, wire, other in ((self._client, client, self._server), (self._server, server, self._client)):
@@ -116,13 +118,17 @@ class Tunnel:
         server.registerProducer(_BackPressure(client, None), True)
         client.protocol = self._client
         server.protocol = self._server
+        if passing is not None:
+            passing(b"")
         if early_server:
             self._server.dataReceived(early_server)
 
-    def count(self, end: _End, size: int) -> None:
-        """Some bytes passed from `end` to the other side."""
+    def count(self, end: _End, data: bytes) -> None:
+        """Some bytes pass from `end` to the other side."""
         if end is self._server:
-            self.sent += size
+            self.sent += len(data)
+        if self._passing is not None:
+            self._passing(data)
 
     def end(self) -> None:
         """Either side has ended: flush and close the rest."""

@@ -26,6 +26,7 @@ from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.request_content import RequestContent, read_content, short_json
 from llamaswap.web.target import Target
+from llamaswap.web.websockets import RESPONSES, AcceptedWebsocket, is_websocket_route, no_websocket
 from llamaswap.wire.filters import FilterError
 from llamaswap.wire.form import form_value
 from llamaswap.wire.model_routes import MODEL_ROUTES
@@ -70,6 +71,8 @@ def load_refusal(head: RequestHead, model: str) -> str | None:
     if head.method == b"HEAD" or (head.method == b"GET" and path in READ_PATHS):
         request_line = f"{head.method.decode()} {path.decode('latin-1')}"
         return f"model {model} is not loaded, and {request_line} does not load it; a POST to a model route does"
+    if path == RESPONSES and head.method == b"GET":
+        return f"model {model} is not loaded, and whether its server has websockets is known only when it is"
     if form_value(head.query, "autoload").lower() == "false":
         return f"model {model} is not loaded, and the request has autoload=false"
     return None
@@ -97,7 +100,8 @@ class Inference:
     def is_model_route(self, head: RequestHead) -> bool:
         """Whether `serve` responds to this request."""
         path = head.path  # the routes of the Ollama API are among them, enabled or not
-        return is_model_path(head.method, path) or (head.method == b"POST" and not self.other_route(path))
+        served = is_model_path(head.method, path) or is_websocket_route(head)
+        return served or (head.method == b"POST" and not self.other_route(path))
 
     def serve(self, exchange: Exchange) -> Task:
         """Respond to one request; see `ProxyHandler.serve`."""
@@ -110,7 +114,9 @@ class Inference:
         none: it got its response.
         """
         config = self.router.config
-        if exchange.head.path in OLLAMA_ROUTES and config.ollama.enabled:
+        if is_websocket_route(exchange.head):
+            facts, content = await self._opened(exchange, config)
+        elif exchange.head.path in OLLAMA_ROUTES and config.ollama.enabled:
             exchange.head = plain_head(exchange.head)
             facts, content = await self._read(exchange, config)
             content = await self._ollama.translated(exchange, content)
@@ -130,7 +136,25 @@ class Inference:
             if not found:
                 send_response(exchange, 404, PAGE_NOT_FOUND, b"404 page not found\n")
                 return None
-        head = exchange.head
+        return await self._for_content(exchange, facts, content)
+
+    async def _opened(self, exchange: Exchange, config: Config) -> tuple[HeadFacts, RequestContent]:
+        """What a websocket is for; it is accepted if only its first event can tell."""
+        facts, content = await self._read(exchange, config)
+        optional = exchange.head.path == RESPONSES
+        if optional and facts.access.limited:
+            raise no_websocket("the API key has limits, and what a websocket uses is not counted")
+        facts.access.require_counted(False)
+        if not content.model and optional and not config.routing.default_model:
+            raise no_websocket("it names no model in its query")
+        if not content.model and not optional:
+            content.websocket = AcceptedWebsocket(exchange, self.handler.clock)
+            content.model = await content.websocket.model()
+        return facts, content
+
+    async def _for_content(self, exchange: Exchange, facts: HeadFacts, content: RequestContent) -> ProxyRequest | None:
+        """The request for the model that the content names; None if it only unloads it."""
+        config, head = facts.config, exchange.head
         plain = self.router.profile is None
         target = facts.targets.get(content.model) if plain else None
         access, asked = facts.access, content.model
@@ -233,6 +257,10 @@ class Inference:
             metered=exchange.head.method == b"POST",
         )
         request.ollama, request.ttl = content.ollama, content.ttl
+        request.websocket = is_websocket_route(exchange.head)
+        request.prefers_post = request.websocket and exchange.head.path == RESPONSES
+        if content.websocket is not None and target.own_name != content.model:
+            content.websocket.rename(target.own_name)
         if choice is not None:
             request.choice, request.other_targets = choice, [*others]
             request.content = content.copy() if others else None

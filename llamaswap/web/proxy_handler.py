@@ -16,7 +16,6 @@ from twisted.logger import Logger
 
 from llamaswap.config import Model, Peer
 from llamaswap.errors import (
-    BeingUpgraded,
     Cancelled,
     ClientGone,
     LlamaswapError,
@@ -43,22 +42,17 @@ from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
 from llamaswap.web.auth import refuse_foreign_websocket
 from llamaswap.web.error_response import ErrorSender, send_response
-from llamaswap.web.errors import status_of
+from llamaswap.web.failover import DECLINED_STATUSES, may_fail_over
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.supersede import SupersedeRegistry, supersede_key
 from llamaswap.web.upstream_request import UpstreamRequests
+from llamaswap.web.websockets import WebsocketLease, no_websocket
 from llamaswap.wire.request_info import RequestObserverFactory, RequestOutcome
 
 log = Logger()
 
+ANY_STATUS = range(200, 600)
 EXIT_NOTICE_DELAY = 0.1  # seconds: a server's closed socket is noticed before its exit
-
-# A target with one of these statuses or failures is too busy or absent: the next target of the selector may serve.
-# UnknownModel is among them because a peer that does not answer has not listed its models yet.
-DECLINED_STATUSES = frozenset((429, 502, 503))
-DECLINED_FAILURES = (StartFailed, UnknownModel)
-# An operator asked for these: to go on to the next target could load another model at once.
-FINAL_FAILURES = (BeingUpgraded, ModelUnloaded, ShuttingDown)
 
 # Authenticates the request and finds out what it asks for; None if it has got its response already (a redirect).
 Prepare = Callable[[Exchange], Awaitable["ProxyRequest | None"]]
@@ -263,12 +257,15 @@ class ProxyHandler:
 
     async def _served_with(self, lease: Lease, request: ProxyRequest, model: Model, may_retry: bool) -> bool:
         """Whether the lease's server served the request. If not, it exited, and a new one may be asked once."""
+        websocket = None
+        if request.websocket:
+            websocket = WebsocketLease(self.router, self.clock, model.id, request.standing, lease)
         try:
             request.granted(lease.priority)
             if request.ttl is not None:
                 self.router.keep_for(model.id, request.ttl)
             upstream, head = self.upstream_requests.to_model(request, model, lease.endpoint)
-            await self._send(request, upstream, head, lease)
+            await self._send(request, upstream, head, lease, websocket)
         except UpstreamTruncated as error:
             if lease.unloaded:
                 raise UpstreamTruncated(error.where, "the model was unloaded") from error
@@ -286,6 +283,8 @@ class ProxyHandler:
             return False
         finally:
             lease.release()
+            if websocket is not None:
+                websocket.end()
         return True
 
     async def _exited(self, lease: Lease, exchange: Exchange) -> bool:
@@ -328,7 +327,12 @@ class ProxyHandler:
     # -- both ----------------------------------------------------------------------------------------------
 
     def _send(
-        self, request: ProxyRequest, upstream: UpstreamTarget, head: RequestHead, lease: Lease | None = None
+        self,
+        request: ProxyRequest,
+        upstream: UpstreamTarget,
+        head: RequestHead,
+        lease: Lease | None = None,
+        websocket: WebsocketLease | None = None,
     ) -> Future[ForwardOutcome]:
         if request.ollama is not None and request.ollama.request.empty:
             return request.ollama.responded(request)
@@ -348,8 +352,9 @@ class ProxyHandler:
             head=head,
             body=request.source,
             observer=None if request.target.bypass else request,
-            decline=DECLINED_STATUSES if request.other_targets else (),
+            decline=ANY_STATUS if request.prefers_post else DECLINED_STATUSES if request.other_targets else (),
             reader=lease.reader_stalled if lease is not None else None,
+            passing=websocket.passed if websocket is not None else None,
         )
         request.stop = forwarding.cancel  # it has no effect once the forwarding has ended
         if lease is not None:
@@ -363,6 +368,8 @@ class ProxyHandler:
         exchange, path = request.exchange, request.path
         if isinstance(error, CancelledError):
             error = Cancelled() if request.cancelled else ClientGone()
+        if request.prefers_post and isinstance(error, (NotReady, UpstreamDeclined)):
+            error = no_websocket(str(error))
         if isinstance(error, ClientGone):
             if not exchange.gone:
                 exchange.sink.abort()
@@ -388,13 +395,3 @@ class ProxyHandler:
             log.failure("request to {model} failed", model=request.model)
         self.errors.send(exchange, error, path, request)
         return "refused", error
-
-
-def may_fail_over(request: ProxyRequest, error: RequestError) -> bool:
-    """Whether the selector's next target may serve the request after this failure."""
-    exchange = request.exchange
-    if not request.other_targets or exchange.sink.started or exchange.gone or request.cancelled:
-        return False
-    if isinstance(error, FINAL_FAILURES):
-        return False
-    return status_of(error) in DECLINED_STATUSES or isinstance(error, DECLINED_FAILURES)

@@ -37,7 +37,8 @@ class ProxyRequest(RequestInfo):
     `target` fails before a byte of its response went out; `content` is the request as it came, to be edited for them.
     `choice` is the selector's, if one was asked. `failure` is why its content cannot be sent, `decoded` says that it is
     sent without the client's content coding. `ollama` translates the response. `ttl`: from now on the model is unloaded
-    after so many idle seconds.
+    after so many idle seconds. `websocket`: it opens one on a model route. `prefers_post`: without one its client sends
+    a POST.
     """
 
     exchange: Exchange
@@ -52,6 +53,8 @@ class ProxyRequest(RequestInfo):
     decoded: bool = False
     ollama: OllamaSink | None = None
     ttl: float | None = None
+    websocket: bool = False
+    prefers_post: bool = False
     cancelled: bool = False
     forwarding: bool = False  # whether a server or peer has been asked
     stop: Callable[[Exception], None] | None = None  # ends the present wait

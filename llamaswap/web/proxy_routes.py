@@ -11,6 +11,7 @@ from attrs import define, frozen
 from twisted.web.resource import IResource
 
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
+from llamaswap.web.errors import HttpError
 from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.wire.model_routes import MODEL_ROUTES, ModelRoute
 
@@ -32,6 +33,7 @@ class InferenceForm:
 
 
 route = RouteTable("inference", Route)
+_MODEL = (QueryParameter("model", "The model to ask."),)
 COMFYUI = "A request to the ComfyUI model"
 
 
@@ -52,6 +54,14 @@ class ProxyRoutes:
         """A request to one model's own server."""
         return self.passthrough
 
+    @route(
+        "GET", "/v1/responses", changes_state=False, scope="any", status=101, summary="OpenAI responses, as a websocket"
+    )
+    @route("GET", "/v1/realtime", changes_state=False, scope="any", status=101, query=_MODEL)
+    def websocket(self, call: AdminRequest) -> Response:
+        """A session of the realtime API, as a websocket; its model may be in the first `session.update` instead."""
+        raise HttpError(426, f"{call.path} is a websocket", headers=((b"Upgrade", b"websocket"),))
+
     @route("ANY", "/comfyui", changes_state=False, content="text/html", status=301)
     def comfy_slash(self, call: AdminRequest) -> Response:
         """Redirect to /comfyui/, because ComfyUI's links are relative to its folder."""
@@ -67,7 +77,7 @@ def _declare(model_route: ModelRoute) -> None:
         summary=model_route.summary,
         changes_state=False,
         key="by handler",
-        query=(QueryParameter("model", "The model to ask."),) if by_query else (),
+        query=_MODEL if by_query else (),
         body=None if by_query else InferenceForm if form else InferenceBody,
         body_type="multipart/form-data" if form else "application/json",
     )(ProxyRoutes.model)

@@ -18,6 +18,7 @@ from llamaswap.proxy.exchange import BodySource, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.ollama_sink import OllamaSink
 from llamaswap.web.uploads import SplicedBody, read
+from llamaswap.web.websockets import AcceptedWebsocket
 from llamaswap.wire import filters
 from llamaswap.wire.content_coding import CODINGS, Decoding, Undecodable
 from llamaswap.wire.form import MultipartScan, form_value, with_form_value
@@ -40,6 +41,7 @@ class RequestContent:
     `model` is the name it asks for. After `rename` the edits are in `json`, `query` or `form`; a multipart body is
     edited while it is sent. `decoded`: the body had a content coding, and is sent without it. `ollama` translates the
     response to a request of the Ollama API. `ttl`: the model is to be unloaded after so many idle seconds.
+    `websocket` is the client's, if it was accepted before the model was known.
     """
 
     model: str
@@ -53,6 +55,7 @@ class RequestContent:
     short: bool = False  # a JSON body that can be edited at once
     ollama: OllamaSink | None = None
     ttl: float | None = None
+    websocket: AcceptedWebsocket | None = None
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""

@@ -37,6 +37,13 @@ class Target:
             return self.name, self.model.id
         return (self.name, f"{self.peer.id}/{self.peer_model}") if self.peer is not None else (self.name,)
 
+    @property
+    def own_name(self) -> str:
+        """What its server or peer calls it."""
+        if self.model is not None:
+            return self.model.use_model_name or self.name
+        return self.peer_model or self.name
+
     @classmethod
     def named(cls, config: Config, name: str) -> Target:
         """What a model's id, alias or peer name leads to."""

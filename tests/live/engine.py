@@ -239,6 +239,8 @@ def respond(request, answer, options):
         answer.json(200, {"object": "list", "data": [{"id": options["name"], "object": "model", **context}]})
     elif path in ("/sleep", "/wake_up", "/is_sleeping"):
         nap(path, request, answer, options)
+    elif is_websocket(request):
+        return websocket(request, answer)
     elif path in CHAT:
         chat(request, answer, options)
     elif path == "/drip":
@@ -257,8 +259,6 @@ def respond(request, answer, options):
         answer.json(int(path[8:]), {"status": int(path[8:])})
     elif path == "/pid":
         answer.json(200, {"pid": os.getpid(), "name": options["name"]})
-    elif path == "/ws" and request.fields.get("upgrade", "").lower() == "websocket":
-        return websocket(request, answer)
     else:
         echo(request, answer)
     return answer.close
@@ -365,6 +365,12 @@ def pause(seconds, busy):
     until = time.monotonic() + seconds
     while busy and time.monotonic() < until:
         sum(range(2000))
+
+
+def is_websocket(request):
+    """It has websockets at /ws and /v1/realtime, and elsewhere with ?ws=1."""
+    served = request.path in ("/ws", "/v1/realtime") or request.query("ws", 0)
+    return served and request.fields.get("upgrade", "").lower() == "websocket"
 
 
 def websocket(request, answer):

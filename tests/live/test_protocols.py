@@ -1,13 +1,20 @@
-"""The APIs of LM Studio and of llama.cpp's router, against the product with a real process behind it."""
+"""The parts of other servers' APIs that their clients need, against the product with real processes behind it."""
 
 import json
 import sys
 import threading
 import urllib.request
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.live.product import ROOT, Product, wait_for
+from tests.live.test_service import config as engines
+
+try:
+    from websockets.exceptions import ConnectionClosed, InvalidStatus
+    from websockets.sync.client import connect
+except ImportError:
+    connect = None
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -66,3 +73,52 @@ class RouterTests(SynchronousTestCase):
             self.assertEqual(statuses, expected)
         reader.join(10)
         self.assertFalse(reader.is_alive())
+
+
+class WebsocketTests(SynchronousTestCase):
+    def setUp(self):
+        if connect is None:
+            raise SkipTest("the package websockets is not installed (extra: live)")
+        self.product = Product(engines(one="")).__enter__()
+        self.addCleanup(self.product.__exit__)
+        self.url = "ws" + self.product.url.removeprefix("http")
+
+    def test_realtime_by_query_and_by_the_first_event(self):
+        with connect(self.url + "/v1/realtime?model=one", open_timeout=30) as client:
+            client.send("over the query")
+            self.assertEqual(client.recv(20), "over the query")
+        self.product.ask("/unload")
+        with connect(self.url + "/v1/realtime", subprotocols=["realtime"]) as client:
+            self.assertEqual(json.loads(client.recv(20))["type"], "session.created")
+            self.assertEqual(self.product.running(), {})
+            update = json.dumps({"type": "session.update", "session": {"model": "one", "text": "ö" * 70_000}})
+            client.send(update)
+            client.send(b"\0" * 1000)
+            self.assertEqual(client.recv(30), update)
+            self.assertEqual(client.recv(20), b"\0" * 1000)
+            self.assertEqual(self.product.running(), {"one": "ready"})
+        wait_for(lambda: not self.product.json("/api/models/one")["active"], 10, "the end of the request")
+
+    def test_realtime_with_an_unknown_model_says_so_in_an_event(self):
+        with connect(self.url + "/v1/realtime") as client:
+            client.recv(20)
+            client.send(json.dumps({"type": "session.update", "model": "ghost"}))
+            self.assertIn("no router for requested model", json.loads(client.recv(20))["error"]["message"])
+            self.assertRaises(ConnectionClosed, client.recv, 20)
+            self.assertEqual(client.close_code, 1008)
+
+    def refused(self, query):
+        with self.assertRaises(InvalidStatus) as raised:
+            connect(self.url + "/v1/responses" + query).close()
+        return raised.exception.response.status_code
+
+    def test_responses_are_a_websocket_where_the_server_has_one(self):
+        self.assertEqual([self.refused(query) for query in ("", "?model=one&ws=1", "?model=ghost")], [426, 426, 404])
+        self.assertEqual(self.product.running(), {})
+        self.product.json("/api/models/load/one?wait=1", b"")
+        self.assertEqual(self.refused("?model=one"), 426)
+        with connect(self.url + "/v1/responses?model=one&ws=1") as client:
+            client.send("hello")
+            self.assertEqual(client.recv(20), "hello")
+        status, headers, _ = self.product.ask("/v1/responses")
+        self.assertEqual((status, headers["Upgrade"]), (426, "websocket"))

@@ -93,6 +93,7 @@ class Forwarding:
     answered: bool
     decline: object = ()
     reader: object = None
+    passing: object = None
     result: Deferred = None
     stopped: bool = False
 
@@ -131,8 +132,9 @@ class Forwarding:
 class FakeForwarder:
     forwarded: list = field(factory=list)
 
-    def forward(self, exchange, upstream, *, head, body, observer=None, decline=(), reader=None):
-        forwarding = Forwarding(exchange, upstream, head, body, observer, exchange.sink.started, decline, reader)
+    def forward(self, exchange, upstream, *, head, body, observer=None, decline=(), reader=None, passing=None):
+        started = exchange.sink.started
+        forwarding = Forwarding(exchange, upstream, head, body, observer, started, decline, reader, passing)
         forwarding.result = Outcome(forwarding)
         self.forwarded.append(forwarding)
 
