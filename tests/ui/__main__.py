@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from tests.ui import chats, defects, harness, looks, works
+from tests.ui import chats, defects, harness, looks, settings, works
 
 SLOWEST = 8  # checks whose time is printed
 
@@ -34,7 +34,7 @@ def checks(words: list[str]) -> list[unittest.TestCase]:
     loader = unittest.TestLoader()
     if words:
         loader.testNamePatterns = [f"*{word}*" for word in words]
-    return [one for module in (looks, works, defects, chats) for one in each(loader.loadTestsFromModule(module))]
+    return [one for module in (looks, works, defects, chats, settings) for one in each(loader.loadTestsFromModule(module))]
 
 
 class Timed(unittest.TextTestResult):

@@ -3,15 +3,16 @@ import { useSignal } from "@preact/signals";
 import type { ComponentType } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { switchProfile, switching } from "./lib/actions";
-import { ApiError, get, keyNeeded, setApiKey } from "./lib/api";
+import { type ApiError, get, keyNeeded } from "./lib/api";
 import { clockTime, seconds } from "./lib/format";
 import { Icon } from "./lib/icons";
+import { KeyForm } from "./lib/keyform";
 import { helpOpen, installKeys, paletteOpen } from "./lib/keys";
-import { retry, stale, start, status, useKey } from "./lib/link";
+import { retry, stale, start, status } from "./lib/link";
 import { type Theme, theme, title } from "./lib/prefs";
 import { NAV, followLinks, href, route } from "./lib/router";
-import { inflight, profiles, refreshStatic } from "./lib/state";
-import { Btn, Confirm, Dialog, Field, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
+import { inflight, profiles } from "./lib/state";
+import { Btn, Confirm, Dialog, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
 import { Overview } from "./pages/overview";
 
 type Page = ComponentType;
@@ -128,50 +129,8 @@ function Banner() {
 }
 
 function KeyPrompt() {
-  const key = useSignal("");
-  const remember = useSignal(false);
-  const error = useSignal("");
-  const busy = useSignal(false);
-  const submit = async (event: Event) => {
-    event.preventDefault();
-    busy.value = true;
-    setApiKey(key.value.trim(), remember.value);
-    try {
-      await get("/api/version");
-      keyNeeded.value = false;
-      useKey();
-      retry();
-      await refreshStatic();
-      location.reload();
-    } catch (problem) {
-      const refused = problem instanceof ApiError && problem.status === 401;
-      if (refused) setApiKey("", false);
-      error.value = refused ? "The server refused this key." : (problem as Error).message;
-    }
-    busy.value = false;
-  };
   return (
-    <Dialog title="This server asks for a key" class="narrow" onClose={() => (keyNeeded.value = false)}>
-      <form onSubmit={(event) => void submit(event)} class="stack">
-        <p class="muted">One of the API keys from the server's configuration. It is sent to this server only.</p>
-        <Field label="API key">
-          <input
-            class="input"
-            type="password"
-            autocomplete="current-password"
-            autofocus
-            value={key.value}
-            onInput={(event) => (key.value = event.currentTarget.value)}
-          />
-        </Field>
-        <label class="check">
-          <input type="checkbox" checked={remember.value} onChange={(event) => (remember.value = event.currentTarget.checked)} />
-          Remember on this device
-        </label>
-        {error.value && <p class="bad" role="alert">{error.value}</p>}
-        <div class="row end"><button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}><Icon name="key" /> Open</button></div>
-      </form>
-    </Dialog>
+    <Dialog title="This server asks for a key" class="narrow" onClose={() => (keyNeeded.value = false)}><KeyForm /></Dialog>
   );
 }
 

@@ -1,6 +1,7 @@
 import { render } from "preact";
 import { effect } from "@preact/signals";
-import { accent, theme, title } from "./lib/prefs";
+import "./lib/notify";
+import { accent, density, theme, title } from "./lib/prefs";
 import { status } from "./lib/link";
 import { App } from "./app";
 
@@ -10,6 +11,7 @@ function paint(): void {
   const wanted = theme.value === "system" ? (dark.matches ? "dark" : "light") : theme.value;
   document.documentElement.dataset.theme = wanted;
   document.documentElement.dataset.accent = accent.value;
+  document.documentElement.dataset.density = density.value;
 }
 
 dark.addEventListener("change", paint);

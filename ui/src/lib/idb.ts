@@ -30,3 +30,4 @@ async function act<T>(store: Store, mode: IDBTransactionMode, call: (store: IDBO
 export const all = <T>(store: Store): Promise<T[]> => act(store, "readonly", (s) => s.getAll() as IDBRequest<T[]>);
 export const put = (store: Store, value: unknown): Promise<unknown> => act(store, "readwrite", (s) => s.put(value));
 export const remove = (store: Store, id: string): Promise<unknown> => act(store, "readwrite", (s) => s.delete(id));
+export const clear = (store: Store): Promise<unknown> => act(store, "readwrite", (s) => s.clear());

@@ -28,6 +28,8 @@ export function ModelSelect(props: {
   hint?: boolean;
   /** Who uses it chooses the first model itself. */
   optional?: boolean;
+  /** What no model is called, if that is a choice. */
+  empty?: string;
 }) {
   const list = listed.value;
   const kind = (model: ListedModel) => model.meta?.llamaswap?.type ?? (model.meta?.llamaswap?.peerID ? "peer" : "model");
@@ -56,7 +58,7 @@ export function ModelSelect(props: {
   return (
     <div class="modelselect">
       <select class="input" aria-label={props.label} value={props.value} onChange={(event) => props.onChange(event.currentTarget.value)}>
-        {!list.length && <option value="">no models</option>}
+        {props.empty ? <option value="">{props.empty}</option> : !list.length && <option value="">no models</option>}
         {props.value && !known && <option value={props.value}>{props.value}</option>}
         {groups.map(([name, members]) =>
           members.length ? (

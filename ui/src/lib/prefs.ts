@@ -47,7 +47,7 @@ addEventListener("storage", (raw) => {
   if (event.key !== KEY || !event.newValue) return;
   try {
     const fresh = JSON.parse(event.newValue) as Record<string, unknown>;
-    for (const name of ["theme", "accent", "title"]) {
+    for (const name of ["theme", "accent", "density", "title"]) {
       const made = known.get(name);
       if (made && name in fresh) made.value = fresh[name];
     }
@@ -59,8 +59,13 @@ addEventListener("storage", (raw) => {
 export type Theme = "system" | "light" | "dark";
 export const theme = pref<Theme>("theme", "system");
 export const accent = pref<string>("accent", "teal");
+export type Density = "compact" | "normal" | "spacious";
+export const density = pref<Density>("density", "normal");
 export const title = pref<string>("title", "llamaswap");
 /** The model that a new chat begins with; empty: the one used last. */
 export const defaultModel = pref<string>("chat.default", "");
 /** Conversations that were not used for so many days are removed; 0 keeps them. */
 export const keepDays = pref<number>("chat.keep", 0);
+/** Which events the browser shows as a notification. */
+export const notifyLoaded = pref<boolean>("notify.loaded", false);
+export const notifyFailed = pref<boolean>("notify.failed", false);

@@ -15,6 +15,8 @@ export interface ModelStatus {
   context_length?: number;
   /** Stopped, but its server sleeps and is woken faster than one is started. */
   asleep?: boolean;
+  /** Why it failed when it was last started or used. */
+  failed?: string;
   /** The model of which this is a further server. */
   replica_of?: string;
 }

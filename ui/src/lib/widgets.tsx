@@ -202,15 +202,17 @@ export function Facts({ items }: { items: [string, ComponentChildren][] }) {
   );
 }
 
-export function Field(props: { label: string; hint?: string; children: ComponentChildren; class?: string }) {
+/** `group`: what it holds has a label of its own, as buttons have. */
+export function Field(props: { label: string; hint?: string; children: ComponentChildren; class?: string; group?: boolean }) {
+  const Box = props.group ? "div" : "label";
   return (
-    <label class={`field ${props.class ?? ""}`}>
+    <Box class={`field ${props.class ?? ""}`}>
       <span class="field-label">
         {props.label}
         {props.hint && <span class="hint"> {props.hint}</span>}
       </span>
       {props.children}
-    </label>
+    </Box>
   );
 }
 

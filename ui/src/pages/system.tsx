@@ -1,15 +1,15 @@
-// The machine over time, what it is made of, this build, and how this interface looks.
+// The machine over time, what it is made of, and the settings of this browser.
 import { useSignal } from "@preact/signals";
 import { maybe } from "../lib/api";
 import { Chart } from "../lib/chart";
 import { bytes, clockTime, gib } from "../lib/format";
-import { now, status } from "../lib/link";
+import { now } from "../lib/link";
 import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
-import { type Theme, accent, pref, theme, title } from "../lib/prefs";
-import { href, root, route } from "../lib/router";
-import { features, version } from "../lib/state";
+import { pref } from "../lib/prefs";
+import { href, route } from "../lib/router";
 import { alignTo } from "../lib/timeline";
-import { Btn, CopyButton, Empty, Facts, Field, Panel, Problem, Segmented, Spinner, TabLinks, useLoad } from "../lib/widgets";
+import { Btn, CopyButton, Empty, Facts, Panel, Problem, Segmented, Spinner, TabLinks, useLoad } from "../lib/widgets";
+import { Settings } from "./settings";
 import type { GpuSample, Hardware, SysSample } from "../lib/types";
 
 const span = pref<string>("system.span", "15");
@@ -186,50 +186,6 @@ function Parts() {
         <summary>As text</summary>
         <pre class="code" tabIndex={0}>{hardwareText(data)}</pre>
       </details>
-    </>
-  );
-}
-
-function Settings() {
-  const build = version.value;
-  const on = Object.entries(features.value).filter(([, yes]) => yes).map(([name]) => name.replaceAll("_", " "));
-  return (
-    <>
-      <Panel title="Appearance">
-        <div class="stack">
-          <Field label="Theme">
-            <Segmented<Theme>
-              label="Theme"
-              value={theme.value}
-              options={[["system", "As the system"], ["light", "Light"], ["dark", "Dark"]]}
-              onChange={(value) => (theme.value = value)}
-            />
-          </Field>
-          <Field label="Accent">
-            <Segmented
-              label="Accent"
-              value={accent.value}
-              options={[["teal", "Teal"], ["blue", "Blue"], ["violet", "Violet"], ["rust", "Rust"]]}
-              onChange={(value) => (accent.value = value)}
-            />
-          </Field>
-          <Field label="Title of this server" hint="shown in the header and the browser's tab, in this browser only">
-            <input class="input" maxLength={64} value={title.value} placeholder="llamaswap" onInput={(event) => (title.value = event.currentTarget.value.replaceAll("\n", " ").trimStart())} />
-          </Field>
-        </div>
-      </Panel>
-      <Panel title="This build">
-        <Facts
-          items={[
-            ["Version", build?.version],
-            ["Commit", build?.commit],
-            ["Built", build?.build_date],
-            ["Event stream", `${status.value.state}${status.value.error ? `: ${status.value.error}` : ""}`],
-            ["Offers", on.join(", ")],
-          ]}
-        />
-        <p class="pad0"><a href={`${root}third-party-licences.txt`} target="_blank" rel="noopener noreferrer">Third-party licences</a></p>
-      </Panel>
     </>
   );
 }

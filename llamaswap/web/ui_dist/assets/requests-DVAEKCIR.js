@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-RSM5WWIZ.js";import"./chunk-MT2BAI7J.js";import"./chunk-F4FQKTID.js";import"./chunk-UZRO7UAX.js";import"./chunk-NKZMC23L.js";import"./chunk-7KD3PGTK.js";import"./chunk-7KWALEBD.js";import"./chunk-HONXV5ZE.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};

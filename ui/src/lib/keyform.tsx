@@ -1,0 +1,51 @@
+// Where an API key is entered: in the question that the server's refusal leads to, and in Settings.
+import { useSignal } from "@preact/signals";
+import { ApiError, apiKey, get, keyNeeded, setApiKey } from "./api";
+import { Icon } from "./icons";
+import { useKey } from "./link";
+import { Field } from "./widgets";
+
+export function KeyForm() {
+  const key = useSignal("");
+  const remember = useSignal(false);
+  const error = useSignal("");
+  const busy = useSignal(false);
+  const submit = async (event: Event) => {
+    event.preventDefault();
+    busy.value = true;
+    const before = apiKey();
+    setApiKey(key.value.trim(), remember.value);
+    try {
+      await get("/api/version");
+      keyNeeded.value = false;
+      useKey();
+      location.reload();
+    } catch (problem) {
+      const refused = problem instanceof ApiError && problem.status === 401;
+      if (refused) setApiKey(before, false);
+      error.value = refused ? "The server refused this key." : (problem as Error).message;
+    }
+    busy.value = false;
+  };
+  return (
+    <form onSubmit={(event) => void submit(event)} class="stack">
+      <p class="muted">One of the API keys from the server's configuration. It is sent to this server only.</p>
+      <Field label="API key">
+        <input
+          class="input"
+          type="password"
+          autocomplete="current-password"
+          autofocus={keyNeeded.value}
+          value={key.value}
+          onInput={(event) => (key.value = event.currentTarget.value)}
+        />
+      </Field>
+      <label class="check">
+        <input type="checkbox" checked={remember.value} onChange={(event) => (remember.value = event.currentTarget.checked)} />
+        Remember on this device
+      </label>
+      {error.value && <p class="bad" role="alert">{error.value}</p>}
+      <div class="row end"><button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}><Icon name="key" /> Open</button></div>
+    </form>
+  );
+}
