@@ -82,6 +82,7 @@ class ObservabilityParts:
         self._retune(config)
         self.metrics.listen(context.bus)
         self.history.listen(context.bus)
+        self.activity.listen(context.bus)
         for event in (StateChanged, SwapBegan, SwapEnded):
             context.bus.subscribe(event, lambda _: self.inflight.wait_reasons_changed())
 

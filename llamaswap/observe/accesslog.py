@@ -11,6 +11,8 @@ from llamaswap.observe.log_format import LogFormatter
 
 # Health checks and dashboards poll these paths: lines for them would hide all others.
 UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
+# Reads that the web page and monitors make all the time are debug lines, unless they fail.
+ROUTINE_PATHS = (b"/ui/", b"/api/", b"/health", b"/readyz", b"/favicon.ico")
 MAX_CACHED = 512  # bytes of a path or a user agent; a client may send longer ones, which must not fill the cache
 
 
@@ -37,22 +39,24 @@ _cached_beginning = lru_cache(maxsize=1024)(_beginning)
 @frozen
 class LogText:
     """What a request's head contributes to its line: `beginning` is the line up to the status, None if the path is not
-    logged."""
+    logged; `routine`: the request reads one of `ROUTINE_PATHS`."""
 
     beginning: str | None
     agent: str
+    routine: bool
 
     @classmethod
     def of(cls, ip: str, method: bytes, path: bytes, protocol: str, agent: bytes) -> LogText:
         """The texts of a head."""
         make = _cached_beginning if len(path) + len(ip) <= MAX_CACHED else _beginning
         shown = _cached_escaped(agent) if len(agent) <= MAX_CACHED else _escaped(agent)
-        return cls(make(ip, method, path, protocol), shown)
+        routine = method in (b"GET", b"HEAD") and path.startswith(ROUTINE_PATHS)
+        return cls(make(ip, method, path, protocol), shown, routine)
 
 
 @frozen
 class AccessLog:
-    """Writes the access log as info lines of `lines`."""
+    """Writes the access log as info lines of `lines`, and as debug lines for routine requests that succeed."""
 
     lines: LogFormatter
 
@@ -77,8 +81,9 @@ class AccessLog:
 
     def write(self, text: LogText, status: int, sent: int, seconds: float, key: str = "") -> None:
         """The same with the texts of a request's head."""
-        if text.beginning is not None:
+        level = "debug" if text.routine and status < 400 else "info"
+        if text.beginning is not None and self.lines.wants(level):
             line = f'{text.beginning} {status} {sent} "{text.agent}" {durations.render(seconds)}'
             if key:
                 line += f" key={key}"
-            self.lines.line("info", line)
+            self.lines.line(level, line)

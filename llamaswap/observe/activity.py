@@ -9,6 +9,7 @@ knows the JSON shape of a row, and nothing else of HTTP.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import TypeVar
 
 import zstandard
@@ -17,6 +18,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from llamaswap.events import EventBus, SwapBegan, SwapEnded
 from llamaswap.observe.activity_recorder import ActivityRecorder, session_headers
 from llamaswap.observe.activity_row import USAGE_COLUMNS, ActivityRow
 from llamaswap.observe.capture_files import CaptureFiles
@@ -63,6 +65,8 @@ class ActivityLog:
     uncompressed: ByteBudget = field(init=False)
     dropped: int = field(default=0, init=False)
     _sessions: tuple[bytes, ...] = field(default=(), init=False)
+    _loads: dict[str, tuple[float, float]] = field(factory=dict, init=False)
+    """When the last load of each model began and ended, in the clock's seconds."""
     _compressor: zstandard.ZstdCompressor = field(factory=lambda: zstandard.ZstdCompressor(level=LEVEL), init=False)
     _backlog: list[ActivityRecorder] = field(factory=list, init=False)
     _seen: int = field(default=0, init=False)
@@ -79,6 +83,15 @@ class ActivityLog:
     def retune(self, sessions: Sequence[str]) -> None:
         """Take the session from these headers, in order of preference."""
         self._sessions = session_headers(sessions)
+
+    def listen(self, bus: EventBus) -> None:
+        """Learn from swaps how long requests waited for loads."""
+        bus.subscribe(SwapBegan, lambda event: self._loads.update({event.model: (event.at, inf)}))
+        bus.subscribe(SwapEnded, self._load_ended)
+
+    def _load_ended(self, event: SwapEnded) -> None:
+        began, _ = self._loads.get(event.model, (event.at, inf))
+        self._loads[event.model] = (began, event.at)
 
     def keep_files(self, files: CaptureFiles | None) -> None:
         """Keep later captures in these files too; None: only in memory."""
@@ -103,7 +116,8 @@ class ActivityLog:
         if not request.metered:
             return None
         budget = self.uncompressed if self.captures.enabled else None
-        return ActivityRecorder(request, self.clock.seconds, self.wall, self._sessions, budget, self._finished)
+        seconds, sessions = self.clock.seconds, self._sessions
+        return ActivityRecorder(request, seconds, self.wall, sessions, budget, self._finished, self._loads)
 
     def _finished(self, recorder: ActivityRecorder) -> None:
         backlog = self._backlog
@@ -244,6 +258,8 @@ class ActivityLog:
             "session": row.session,
             "client": row.client,
             "key": row.key,
+            "queued_ms": row.queued_ms,
+            "loaded_ms": row.loaded_ms,
         }
         return {
             "id": row.id,
@@ -254,6 +270,7 @@ class ActivityLog:
             "resp_status_code": row.resp_status_code,
             "tokens": {name: getattr(row.usage, name) for name in USAGE_COLUMNS},
             "duration_ms": row.duration_ms,
+            **({"ttft_ms": row.first_token_ms} if row.first_token_ms >= 0 else {}),
             "has_capture": self.captures.has(row.id) or (self.files is not None and self.files.has(row.id)),
             **{name: value for name, value in optional.items() if value},
         }

@@ -86,7 +86,8 @@ class ActivityRecorder:
     """A `RequestObserver`. `done` receives it when the request is over.
 
     `budget` bounds the bytes of all responses kept for captures (None: no captures); `held` of its bytes are this
-    recorder's, to be given back after its use. `row` and `capture` are set by `digest`.
+    recorder's, to be given back after its use. `loads` has when the last load of each model began and ended. `row` and
+    `capture` are set by `digest`.
     """
 
     request: RequestInfo
@@ -95,6 +96,7 @@ class ActivityRecorder:
     _sessions: Sequence[bytes]
     _budget: ByteBudget | None
     _done: Callable[[ActivityRecorder], None]
+    _loads: Mapping[str, tuple[float, float]] = field(factory=dict)
     held: int = field(default=0, init=False)
     row: ActivityRow | None = field(default=None, init=False)
     capture: Capture | None = field(default=None, init=False)
@@ -266,7 +268,20 @@ class ActivityRecorder:
             request.remote_ip,
             key=request.key_name,
             charge=request.charge,
+            first_token_ms=self._first_token_ms(),
+            loaded_ms=self._loaded_ms(),
         )
+
+    def _first_token_ms(self) -> int:
+        if self._first_data_at is None or self._status != 200 or "text/event-stream" not in self._content_type:
+            return -1
+        return max(0, round((self._first_data_at - self.request.started) * 1000))
+
+    def _loaded_ms(self) -> int:
+        """How much of the wait was the load of the model."""
+        began, ended = self._loads.get(self.request.server, (0.0, 0.0))
+        until = self._ended_at if self._granted_at is None else self._granted_at
+        return max(0, round((min(ended, until) - max(began, self.request.started)) * 1000))
 
     def _metadata(self, estimated: bool) -> Mapping[str, str]:
         """The request's metadata, and what is special about its row."""

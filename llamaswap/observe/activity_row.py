@@ -29,7 +29,11 @@ USAGE_COLUMNS = (
 @define  # not frozen: each request makes one, and freezing doubles what that costs
 class ActivityRow:
     """One row; `id` is 0 until the store sets it, `created` is in whole unix seconds. `key` is the name of the client's
-    API key; `charge` is not stored."""
+    API key; `charge` is not stored.
+
+    `first_token_ms` is the time from the request's arrival to the first data of its event stream (-1: it has none),
+    `loaded_ms` the part of its wait in which its model was loaded.
+    """
 
     created: int
     model: str
@@ -45,6 +49,14 @@ class ActivityRow:
     id: int = 0
     key: str = ""
     charge: TokenCharge | None = field(default=None, eq=False, repr=False)
+    first_token_ms: int = -1
+    loaded_ms: int = 0
+
+    @property
+    def queued_ms(self) -> int:
+        """How long it waited for its turn, without the load of its model."""
+        waited = self.metadata.get(WAITED, "")
+        return max(0, int(waited) - self.loaded_ms) if waited.isdecimal() and len(waited) < 16 else 0
 
     @property
     def tokens(self) -> int:

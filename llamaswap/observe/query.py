@@ -28,6 +28,8 @@ SORT_COLUMNS: Mapping[str, str] = {
     "prompt_speed": "prompt_per_second",
     "gen_speed": "tokens_per_second",
     "duration": "duration_ms",
+    "first_token": "first_token_ms",
+    "loaded": "loaded_ms",
 }
 _TEXT_COLUMNS = ("model_id", "req_path", "error_msg", "metadata_json")  # in which `q` is searched
 MAX_ROWS = 999

@@ -16,6 +16,18 @@ def percentile(ascending: Sequence[float], p: float) -> float:
     return ascending[low] + (ascending[high] - ascending[low]) * (rank - low)
 
 
+def p95(values: Sequence[float]) -> float | None:
+    """The 95th percentile of those that are known (not negative); None without any."""
+    known = sorted(value for value in values if value >= 0)
+    return percentile(known, 0.95) if known else None
+
+
+def deciles(values: Sequence[float]) -> dict[str, float]:
+    """The first, fifth and ninth decile; `values` is not empty."""
+    ascending = sorted(values)
+    return {f"p{p}": percentile(ascending, p / 100) for p in (10, 50, 90)}
+
+
 def histogram(values: Sequence[float]) -> dict[str, object] | None:
     """Bins of equal width over the positive values, with percentiles; None without any."""
     speeds = sorted(value for value in values if value > 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -20,7 +20,7 @@ from attrs import frozen
 
 from llamaswap.observe.activity_row import USAGE_COLUMNS, ActivityRow
 from llamaswap.observe.query import ActivityFilter, ActivityQuery
-from llamaswap.observe.stats import histogram
+from llamaswap.observe.stats import deciles, histogram, p95
 from llamaswap.sqlite_file import connect
 from llamaswap.wire.usage import Usage
 
@@ -35,6 +35,9 @@ USAGE_GROUPS = {
     "hour": "ts_created / 3600 * 3600",
     "day": "ts_created / 86400 * 86400",
 }
+_SUMMED = ("input_tokens", "output_tokens", "cache_tokens", "duration_ms")
+# Errors of requests that clients or operators ended: they are not counted as failed.
+ENDED_BY_CLIENT = "'client disconnected', 'request cancelled'"
 LOCK_TIMEOUT = 1.0  # seconds to wait for another program's lock on the file
 
 Result = TypeVar("Result")
@@ -48,11 +51,17 @@ _COLUMNS = ", ".join(
         *("duration_ms", "error_msg", "metadata_json"),
     )
 )
-_SOURCE = "FROM activity LEFT JOIN request_origin ON activity_id = id LEFT JOIN request_key ON keyed_activity_id = id"
-_SELECT = f"SELECT {_COLUMNS}, COALESCE(session, ''), COALESCE(client, ''), id, COALESCE(key_name, '') {_SOURCE}"
+_SOURCE = (
+    "FROM activity LEFT JOIN request_origin ON activity_id = id LEFT JOIN request_key ON keyed_activity_id = id "
+    "LEFT JOIN request_times ON timed_activity_id = id"
+)
+_TIMES = "COALESCE(first_token_ms, -1), COALESCE(loaded_ms, 0)"
+_SELECT = (
+    f"SELECT {_COLUMNS}, COALESCE(session, ''), COALESCE(client, ''), id, COALESCE(key_name, ''), {_TIMES} {_SOURCE}"
+)
 
-# Names, types and versions are those of the Go program's files. `request_origin` and `request_key` are ours: other
-# programs and older versions ignore them, and their rows have none.
+# Names, types and versions are those of the Go program's files. `request_origin`, `request_key` and `request_times` are
+# ours: other programs and older versions ignore them, and their rows have none.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS goose_db_version (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -88,6 +97,11 @@ CREATE TABLE IF NOT EXISTS request_origin (
 CREATE TABLE IF NOT EXISTS request_key (
     keyed_activity_id INTEGER PRIMARY KEY,
     key_name TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS request_times (
+    timed_activity_id INTEGER PRIMARY KEY,
+    first_token_ms INTEGER NOT NULL,
+    loaded_ms INTEGER NOT NULL
 );
 """
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes an encoder for each row
@@ -134,6 +148,8 @@ def _insert_origins(connection: sqlite3.Connection, rows: Sequence[ActivityRow])
     origins = [(row.id, row.session, row.client) for row in rows if row.session or row.client]
     _insert(connection, "request_origin", origins)
     _insert(connection, "request_key", [(row.id, row.key) for row in rows if row.key])
+    times = [(row.id, row.first_token_ms, row.loaded_ms) for row in rows if row.first_token_ms >= 0 or row.loaded_ms]
+    _insert(connection, "request_times", times)
 
 
 def _insert_with_ids(connection: sqlite3.Connection, rows: Sequence[ActivityRow]) -> None:
@@ -166,13 +182,14 @@ def _values(row: ActivityRow) -> Values:
 
 
 def _row(record: sqlite3.Row) -> ActivityRow:
-    created, model, path, content_type, status, *counts, duration, error, metadata, session, client, number, key = (
-        record
-    )
+    created, model, path, content_type, status, *counts, duration, error, metadata = record[:-6]
+    session, client, number, key, first_token, loaded = record[-6:]
     usage = Usage(**dict(zip(USAGE_COLUMNS, counts, strict=True)))
     known = _metadata(metadata)
+    charge = None
     return ActivityRow(
-        created, model, path, content_type, status, usage, duration, error, known, session, client, number, key
+        *(created, model, path, content_type, status, usage, duration, error, known, session, client, number, key),
+        *(charge, first_token, loaded),
     )
 
 
@@ -273,6 +290,7 @@ class ActivityStore:
             connection.execute("DELETE FROM activity WHERE id <= ?", dropped)
             connection.execute("DELETE FROM request_origin WHERE activity_id <= ?", dropped)
             connection.execute("DELETE FROM request_key WHERE keyed_activity_id <= ?", dropped)
+            connection.execute("DELETE FROM request_times WHERE timed_activity_id <= ?", dropped)
         return connection
 
     def page(self, query: ActivityQuery) -> ActivityPage:
@@ -303,7 +321,8 @@ class ActivityStore:
         return list(map(_row, found))[::-1]
 
     def stats(self, wanted: ActivityFilter, bucket: int = 0) -> Document:
-        """Totals and speed histograms of the rows; with `bucket` seconds also a `series` of sums over time."""
+        """Totals and speed histograms of the rows; with `bucket` seconds also a `series` of sums over time,
+        and the `speeds` at which each model generated, with their deciles."""
         connection = self._with_queued()
         clause, values = wanted.where()
         requests, read, written, cached = connection.execute(
@@ -311,24 +330,41 @@ class ActivityStore:
             f"COALESCE(SUM(MAX(cache_tokens, 0)), 0) {_SOURCE}{clause}",
             values,
         ).fetchone()
-        speeds = connection.execute(f"SELECT prompt_per_second, tokens_per_second {_SOURCE}{clause}", values).fetchall()
+        timings = connection.execute(
+            f"SELECT model_id, (ts_created / ?) * ?, prompt_per_second, tokens_per_second, {_TIMES} {_SOURCE}{clause}",
+            (max(bucket, 1), max(bucket, 1), *values),
+        ).fetchall()
         result: Document = {
             "total_requests": requests,
             "total_input_tokens": read,
             "total_output_tokens": written,
             "total_cache_tokens": cached,
-            "prompt_histogram": histogram([prompt for prompt, _ in speeds]),
-            "gen_histogram": histogram([generated for _, generated in speeds]),
+            "prompt_histogram": histogram([prompt for _, _, prompt, *_ in timings]),
+            "gen_histogram": histogram([generated for _, _, _, generated, *_ in timings]),
+            "first_token_p95_ms": p95([first for *_, first, _ in timings]),
         }
         if bucket > 0:
-            names = ("start", "requests", "errors", "input_tokens", "output_tokens", "cache_tokens", "duration_ms")
+            names = ("start", "requests", "errors", "failed", *_SUMMED)
             sums = connection.execute(
-                "SELECT (ts_created / ?) * ? AS start, COUNT(*), SUM(error_msg <> ''), SUM(input_tokens), "
+                "SELECT (ts_created / ?) * ? AS start, COUNT(*), SUM(error_msg <> ''), "
+                f"SUM(error_msg NOT IN ('', {ENDED_BY_CLIENT})), SUM(input_tokens), "
                 "SUM(output_tokens), SUM(MAX(cache_tokens, 0)), SUM(duration_ms) "
                 f"{_SOURCE}{clause} GROUP BY start ORDER BY start",
                 (bucket, bucket, *values),
             )
-            result["series"] = [dict(zip(names, record, strict=True)) for record in sums]
+            first_tokens, speeds = defaultdict(list), defaultdict(list)
+            for model, start, _, speed, first, _ in timings:
+                first_tokens[start].append(first)
+                if speed > 0:
+                    speeds[model, start].append(speed)
+            result["series"] = [
+                {**dict(zip(names, record, strict=True)), "first_token_p95_ms": p95(first_tokens[record[0]])}
+                for record in sums
+            ]
+            result["speeds"] = [
+                {"model": model, "start": start, "requests": len(found), **deciles(found)}
+                for (model, start), found in sorted(speeds.items())
+            ]
         return result
 
     def usage(self, wanted: ActivityFilter, by: Sequence[str], limit: int = MAX_GROUPS) -> list[Document]:

@@ -18,7 +18,6 @@ from llamaswap.config.schema.model import Model
 from llamaswap.config.schema.routing import Peer
 from llamaswap.errors import (
     LlamaswapError,
-    ModelUnloaded,
     NoTarget,
     RequestError,
     ShuttingDown,
@@ -207,8 +206,8 @@ class Router(LeasingRouter):
         return loading if loading.called else loading.addErrback(self._load_failed, model)
 
     def _load_failed(self, failure: Failure, model: str) -> Failure:
-        """Publish the failure of a load that was accepted, except if an operator ended it."""
-        if failure.check(RequestError) and not failure.check(ModelUnloaded):
+        """Publish the failure of a load that was accepted."""
+        if failure.check(RequestError):
             self._bus.publish(LoadFailed(model, failure.getErrorMessage()))
         return failure
 

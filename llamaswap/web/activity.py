@@ -46,7 +46,8 @@ class TokenCounts:
 
 @frozen
 class Activity:
-    """A served request."""
+    """A served request. It waited `queued_ms` for its turn and `loaded_ms` for the load of its model; `ttft_ms` is the
+    time from its arrival to the first data of its event stream."""
 
     id: int
     timestamp: Timestamp
@@ -62,6 +63,9 @@ class Activity:
     session: str = ""
     client: str = ""
     key: str = ""
+    queued_ms: int = 0
+    loaded_ms: int = 0
+    ttft_ms: int | None = None
 
 
 @frozen
@@ -86,6 +90,9 @@ class ActivityStats:
     total_cache_tokens: int
     prompt_histogram: JsonObject | None
     gen_histogram: JsonObject | None
+    first_token_p95_ms: float | None
+    series: list[JsonObject] | None = None
+    speeds: list[JsonObject] | None = None
 
 
 @frozen
@@ -156,7 +163,7 @@ class ActivityEndpoints:
 
     @route("GET", "/api/metrics/stats", query=_STATS, answer=ActivityStats)
     async def stats(self, call: AdminRequest) -> Response:
-        """Totals and speed histograms; with `bucket` also sums over time."""
+        """Totals and speed histograms; with `bucket` also sums over time, and speeds by model over time."""
         wanted = parse_filter(call.query)
         text = call.text("bucket")
         bucket = positive(text, LARGEST_BUCKET) if text else 0
@@ -229,6 +236,7 @@ COLUMNS = (
     *("id", "timestamp", "model", "req_path", "resp_status_code", "resp_content_type", "duration_ms"),
     *("input_tokens", "output_tokens", "cache_tokens", "draft_tokens", "draft_acc_tokens"),
     *("prompt_per_second", "tokens_per_second", "session", "client", "key", "error_msg"),
+    *("queued_ms", "loaded_ms", "ttft_ms"),
 )
 
 

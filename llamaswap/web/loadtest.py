@@ -1,7 +1,7 @@
 """Load tests that the server runs itself, so that a browser's connection limit does not limit them.
 
-The requests come over the loopback interface like a client's, so that a run measures what clients get. Runs are bounded
-in size, number and time. This module must not know the router.
+The requests come over the loopback interface like a client's, so that a run measures what clients get. A first request,
+which is not counted, loads the model. Runs are bounded in size, number and time. This module must not know the router.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ class ShotDocument:
 
 @frozen
 class RunDocument:
-    """The progress of a run, and the numbers of the requests that have ended."""
+    """The progress of a run, and the numbers of the requests that have ended.
+
+    `state` is loading (the model), running, done, failed (the model could not be loaded) or cancelled. `load_ms` is how
+    long the request took that loads the model.
+    """
 
     id: str
     state: str
@@ -54,6 +58,7 @@ class RunDocument:
     done: int
     total: int
     elapsed_ms: int
+    load_ms: int | None
     results: JsonObject
     shots: list[ShotDocument] | None = None
 
@@ -113,11 +118,17 @@ class LoadTestRun:
     max_tokens: int
     body: bytes = field(repr=False)
     began: float
-    state: str = "running"
+    state: str = "loading"
+    load: float | None = None
     ended: float | None = None
     shots: list[LoadTestShot] = field(factory=list)
     left: int = field(default=Factory(lambda self: self.total, takes_self=True))
     flights: set[Deferred[int]] = field(factory=set)
+
+    @property
+    def active(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in ("loading", "running")
 
     def document(self, now: float, *, with_shots: bool = False) -> RunDocument:
         """The progress, the numbers of the requests that have ended, and the last of these."""
@@ -131,6 +142,7 @@ class LoadTestRun:
             done=len(self.shots),
             total=self.total,
             elapsed_ms=round(span * 1000),
+            load_ms=None if self.load is None else round(self.load * 1000),
             results=self._results(span),
             shots=[shot.document() for shot in self.shots[-MAX_SHOTS_SHOWN:]] if with_shots else None,
         )
@@ -172,16 +184,13 @@ class LoadTests:
         send = self.send
         if send is None:
             raise HttpError(404, "load tests are not available on this server")
-        if any(run.state == "running" for run in self.runs.values()):
+        if any(run.active for run in self.runs.values()):
             raise HttpError(409, "another load test is running; wait for its end or cancel it")
         run = self._ordered(call)
         self.runs[run.id] = run
         while len(self.runs) > MAX_RUNS:
             self.runs.popitem(last=False)
-        lanes = [Deferred.fromCoroutine(self._lane(run, lane, send)) for lane in range(run.concurrency)]
-        gatherResults(lanes, consumeErrors=True).addCallbacks(
-            lambda _: self._over(run, "done"), lambda failure: self._failed(run, failure)
-        )
+        Deferred.fromCoroutine(self._measure(run, send)).addErrback(lambda failure: self._failed(run, failure))
         return json_answer(run.document(self.clock.seconds()), 202)
 
     @route("GET", "/api/loadtest/<string:number>", answer=RunDocument)
@@ -208,7 +217,7 @@ class LoadTests:
             self._stop(run)
 
     def _stop(self, run: LoadTestRun) -> None:
-        if run.state != "running":
+        if not run.active:
             return
         self._over(run, "cancelled")
         run.left = 0
@@ -233,18 +242,33 @@ class LoadTests:
         concurrency = _bounded(asked, "concurrency", 4, MAX_CONCURRENCY)
         requests = _bounded(asked, "requests", concurrency, MAX_REQUESTS)
         tokens = _bounded(asked, "max_tokens", 128, MAX_TOKENS)
-        messages = [{"role": "user", "content": prompt}]
-        body = json_bytes({"model": model, "stream": True, "max_tokens": tokens, "messages": messages})
         self._last += 1
-        lanes = min(concurrency, requests)
+        lanes, body = min(concurrency, requests), _request(model, prompt, tokens)
         return LoadTestRun(str(self._last), model, lanes, requests, tokens, body, self.clock.seconds())
+
+    async def _measure(self, run: LoadTestRun, send: Generator) -> None:
+        """Load the model. The prompt is not that of the run, because a server may keep what it computed for one."""
+        first = await self._shot(run, 0, send, _request(run.model, "Hello", 1))
+        if first is None:
+            return
+        if first.status != 200:
+            run.shots.append(first)
+            self._over(run, "failed")
+            return
+        run.load, run.began, run.state = first.total, self.clock.seconds(), "running"
+        lanes = [Deferred.fromCoroutine(self._lane(run, lane, send)) for lane in range(run.concurrency)]
+        await gatherResults(lanes, consumeErrors=True)
+        self._over(run, "done")
 
     async def _lane(self, run: LoadTestRun, lane: int, send: Generator) -> None:
         while run.left > 0:
             run.left -= 1
-            await self._shot(run, lane, send)
+            shot = await self._shot(run, lane, send, run.body)
+            if shot is not None:
+                run.shots.append(shot)
 
-    async def _shot(self, run: LoadTestRun, lane: int, send: Generator) -> None:
+    async def _shot(self, run: LoadTestRun, lane: int, send: Generator, body: bytes) -> LoadTestShot | None:
+        """Send one request; None: it was cancelled."""
         began, pieces = self.clock.seconds(), 0
         first: float | None = None
 
@@ -255,22 +279,22 @@ class LoadTests:
                 first = self.clock.seconds() - began
             pieces += seen
 
-        flight = send("/v1/chat/completions", run.body, chunk)
+        flight = send("/v1/chat/completions", body, chunk)
         run.flights.add(flight)
         try:
             status = await flight
         except CancelledError:
-            return
+            return None
         except Exception as error:  # a broken connection is a result of the test
             log.debug("a request of a load test failed and counts as an error: {error}", error=error)
             status = 0
         finally:
             run.flights.discard(flight)
         total = self.clock.seconds() - began
-        run.shots.append(LoadTestShot(first, total, pieces, status, began - run.began, lane))
+        return LoadTestShot(first, total, pieces, status, began - run.began, lane)
 
     def _over(self, run: LoadTestRun, state: str) -> None:
-        if run.state == "running":
+        if run.active:
             run.state = state
             run.ended = self.clock.seconds()
             run.body = b""
@@ -278,6 +302,11 @@ class LoadTests:
     def _failed(self, run: LoadTestRun, failure: Failure) -> None:
         log.failure("load test {id} failed and was cancelled", failure=failure, id=run.id)
         self._stop(run)
+
+
+def _request(model: str, prompt: str, tokens: int) -> bytes:
+    messages = [{"role": "user", "content": prompt}]
+    return json_bytes({"model": model, "stream": True, "max_tokens": tokens, "messages": messages})
 
 
 def _bounded(asked: JsonObject, name: str, default: int, most: int) -> int:

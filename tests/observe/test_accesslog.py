@@ -10,11 +10,11 @@ from llamaswap.observe.log_format import LogFormatter
 
 
 class AccessLogTests(SynchronousTestCase):
-    def line(self, path=b"/v1/models", agent=b"curl/8", level="info"):
+    def line(self, path=b"/v1/models", agent=b"curl/8", level="info", method=b"GET", status=200):
         out = []
         access = AccessLog(lines := LogFormatter(out.append, clock := Clock(), clock, wall=lambda: 0.0))
         lines.retune(level, "")
-        access.served("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123)
+        access.served("10.0.0.1", method, path, "HTTP/1.1", status, 12, agent, 0.00123)
         clock.advance(1.0)
         return b"".join(out).decode()
 
@@ -35,6 +35,14 @@ class AccessLogTests(SynchronousTestCase):
     def test_polled_paths_are_not_logged(self):
         for path in (b"/wol-health", b"/api/performance", b"/metrics"):
             self.assertEqual(self.line(path=path), "")
+
+    def test_requests_of_the_page_and_of_monitors_do_not_fill_the_log(self):
+        for path in (b"/ui/", b"/ui/assets/app.js", b"/api/models/alpha", b"/health", b"/readyz", b"/favicon.ico"):
+            self.assertEqual(self.line(path=path), "")
+            self.assertEqual(self.line(path=path, method=b"HEAD"), "")
+            self.assertEqual(self.line(path=path, level="debug")[:8], "[DEBUG] ")
+        self.assertIn("[INFO]", self.line(path=b"/api/models/load/alpha", method=b"POST"))
+        self.assertIn("[INFO]", self.line(path=b"/api/config", status=401))
 
     def test_no_line_when_info_is_filtered(self):
         self.assertEqual(self.line(level="warn"), "")

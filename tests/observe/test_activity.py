@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import TooManyRequests
+from llamaswap.events import EventBus, SwapBegan, SwapEnded
 from llamaswap.observe import activity as module
 from llamaswap.observe.activity import BATCH_DELAY, ActivityLog
 from llamaswap.observe.capture_files import CaptureFiles
@@ -457,9 +458,9 @@ class AskingTests(SynchronousTestCase):
 
 
 class EstimatedSpeedTests(SynchronousTestCase):
-    def stream(self, usage=None, timings=None, loading=False, granted=True):
+    def stream(self, usage=None, timings=None, loading=False, granted=True, bench=None):
         """A row: 1 s in the queue, 2 s until the first token, then 4 s of tokens."""
-        bench = Bench()
+        bench = bench or Bench()
         scope = bench.activity.open(request_info(started=bench.clock.seconds(), metadata={"fifo_priority": "0"}))
         bench.clock.advance(1)
         if granted:
@@ -490,6 +491,24 @@ class EstimatedSpeedTests(SynchronousTestCase):
     def test_row_says_how_long_its_request_waited_for_the_model(self):
         self.assertEqual(self.stream(self.COUNTS).metadata["waited_ms"], "1000")
         self.assertNotIn("waited_ms", self.stream(self.COUNTS, granted=False).metadata)
+
+    def test_row_says_how_much_of_the_wait_was_the_queue_and_how_much_the_load(self):
+        """A request at 0 is granted at 1, and its first data comes at 3."""
+        bench, bus = Bench(), EventBus(self.fail)
+        bench.activity.listen(bus)
+        bus.publish(SwapBegan(1, "owl", (), "", 0.4))
+        bus.publish(SwapEnded(1, "owl", None, 0.9))
+        row = self.stream(self.COUNTS, bench=bench)
+        document = bench.activity.document(row)
+        self.assertEqual((document["queued_ms"], document["loaded_ms"], document["ttft_ms"]), (500, 500, 3000))
+        waited = self.stream(self.COUNTS, bench=bench)  # its model was loaded before it came
+        self.assertEqual((waited.queued_ms, waited.loaded_ms), (1000, 0))
+
+    def test_response_that_is_not_a_stream_has_no_first_token(self):
+        bench = Bench()
+        row = bench.row(b"{}")
+        self.assertEqual((row.first_token_ms, row.loaded_ms), (-1, 0))
+        self.assertNotIn("ttft_ms", bench.activity.document(row))
 
     def test_text_about_a_load_is_not_the_first_token(self):
         self.assertEqual(self.speeds(self.stream(self.COUNTS, loading=True)), (200.0, 50.0, "estimated"))

@@ -253,6 +253,35 @@ class StatsTests(SynchronousTestCase):
             [(part["start"], part["requests"], part["errors"]) for part in series], [(0, 1, 0), (60, 2, 1)]
         )
 
+    def test_series_has_failures_and_the_first_tokens_of_each_bucket(self):
+        store = filled(
+            row(created=60, error_msg="client disconnected", first_token_ms=100),
+            row(created=61, error_msg="boom", first_token_ms=300),
+            row(created=62),
+            row(created=120),
+        )
+        stats = store.stats(ActivityFilter(), bucket=60)
+        parts = [(part["errors"], part["failed"], part["first_token_p95_ms"]) for part in stats["series"]]
+        self.assertEqual(parts, [(2, 1, 290.0), (0, 0, None)])
+        self.assertEqual(stats["first_token_p95_ms"], 290.0)
+
+    def test_speeds_of_each_model_have_deciles_in_each_bucket(self):
+        speeds = [row("a", created=60, usage=Usage(tokens_per_second=float(n))) for n in range(10, 21)]
+        other = row("b", created=130, usage=Usage(tokens_per_second=5.0))
+        found = filled(*speeds, other, row("c", created=60, usage=Usage())).stats(ActivityFilter(), bucket=60)["speeds"]
+        self.assertEqual(
+            found,
+            [
+                {"model": "a", "start": 60, "requests": 11, "p10": 11.0, "p50": 15.0, "p90": 19.0},
+                {"model": "b", "start": 120, "requests": 1, "p10": 5.0, "p50": 5.0, "p90": 5.0},
+            ],
+        )
+
+    def test_times_of_a_request_are_read_again_and_sorted_by(self):
+        store = filled(row(first_token_ms=7, loaded_ms=900), row(), row(first_token_ms=3))
+        page = store.page(parse_query({"sort": ["first_token"]}))
+        self.assertEqual([(one.first_token_ms, one.loaded_ms) for one in page.rows], [(7, 900), (3, 0), (-1, 0)])
+
     def test_histogram_of_equal_speeds_has_one_bin(self):
         self.assertEqual(
             histogram([4.0, 4.0, -1, 0]),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from tests.ui import chats, defects, harness, looks, settings, works
+from tests.ui import chats, defects, feedback, harness, looks, settings, works
 
 SLOWEST = 8  # checks whose time is printed
 
@@ -34,7 +34,8 @@ def checks(words: list[str]) -> list[unittest.TestCase]:
     loader = unittest.TestLoader()
     if words:
         loader.testNamePatterns = [f"*{word}*" for word in words]
-    return [one for module in (looks, works, defects, chats, settings) for one in each(loader.loadTestsFromModule(module))]
+    modules = (looks, works, defects, chats, settings, feedback)
+    return [one for module in modules for one in each(loader.loadTestsFromModule(module))]
 
 
 class Timed(unittest.TextTestResult):

@@ -625,13 +625,15 @@ class RealDefects(harness.RealCase):
         page.goto(f"{self.url}/upstream")
         page.get_by_role("heading", name="Models", exact=True).wait_for()
 
-    def test_an_address_some_folders_down_opens_its_model_or_the_overview(self) -> None:
+    def test_an_address_that_leads_nowhere_says_so(self) -> None:
         page = self.page("models/poet")
         page.get_by_role("heading", name="poet", exact=True).wait_for()
         self.assertTrue(page.url.endswith("/ui/model?id=poet"))
-        page.goto(f"{self.url}/ui/no/such/page")
+        for where in ("nonsense", "no/such/page"):
+            page.goto(f"{self.url}/ui/{where}")
+            page.get_by_text(f"There is no page at /ui/{where}").wait_for()
+        page.get_by_role("main").get_by_role("link", name="Overview").click()
         page.get_by_role("heading", name="Loaded now").wait_for()
-        self.assertTrue(page.url.endswith("/ui/"))
 
     def test_static_files_are_packed_on_plain_http_and_kept_for_good(self) -> None:
         manifest = harness.ask(f"{self.url}/ui/manifest.json")

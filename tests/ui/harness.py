@@ -72,6 +72,9 @@ class RealServer:
             "    description: ends before it is healthy\n"
             "    cmd: |\n"
             f"      {python} -c \"import sys; print('error: no such file'); sys.exit(3)\" ${{PORT}}\n"
+            "  missing:\n"
+            "    name: Missing\n"
+            "    cmd: /no/such/program ${PORT}\n"
             "profiles:\n"
             "  calm:\n"
             "    description: everything goes to the poet\n"
@@ -137,6 +140,17 @@ def ask(url: str, data: object = None, method: str | None = None) -> Any:
 def say(url: str, model: str, text: str = "x") -> None:
     """One chat request to a model, which loads it."""
     ask(f"{url}/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": text}]})
+
+
+def hold(url: str) -> Any:
+    """A chat with the parrot that streams for twelve seconds or until it is closed; it has begun."""
+    chat = {"model": "parrot", "stream": True, "messages": [{"role": "user", "content": "x " * 600}]}
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(chat).encode(), {"Content-Type": "application/json"}
+    )
+    held = urllib.request.urlopen(request, timeout=PATIENCE)
+    until(lambda: "squawk" in held.readline().decode().lower())
+    return held
 
 
 def newest(url: str) -> int:

@@ -24,8 +24,16 @@ class LoadTestTests(TestCase):
         self.generator = FakeGenerator()
         self.world = World(generator=self.generator)
 
-    def begin(self, **order):
+    def order(self, **order):
+        """Begin a run that loads its model."""
         return self.world.ask("/api/loadtest", "POST", body=json.dumps({"model": "alpha", **order}).encode())
+
+    def begin(self, **order):
+        """The same, and the model is loaded at once: what is sent afterwards counts."""
+        answer = self.order(**order)
+        if answer.status == 202 and self.generator.sent:
+            self.generator.sent.pop()[3].callback(200)
+        return answer
 
     def numbers(self):
         return self.world.ask("/api/loadtest/1").json
@@ -34,7 +42,7 @@ class LoadTestTests(TestCase):
         """Twenty load tests with prompts of 15 MB kept 290 MB for good."""
         for cancelled in (False, True):
             self.begin(concurrency=1, requests=1, prompt="p" * 1000)
-            number = str(len(self.generator.sent))
+            number = self.world.ask("/api/loadtest").json["runs"][0]["id"]
             run = self.world.loadtests.runs[number]
             self.assertIn(b"ppp", run.body)
             if cancelled:
@@ -76,6 +84,35 @@ class LoadTestTests(TestCase):
         self.assertIn((0, 0, 1000, 200), shots)
         self.assertNotIn("shots", self.world.ask("/api/loadtest").json["runs"][0])
         self.assertEqual(results["tokens_per_second"], 1.0)
+
+    def test_load_of_a_cold_model_is_not_counted(self):
+        self.order(concurrency=2, requests=2, prompt="p")
+        self.world.clock.advance(30)
+        numbers = self.numbers()
+        self.assertEqual((numbers["state"], numbers["done"], len(self.generator.sent)), ("loading", 0, 1))
+        _, body, chunk, done = self.generator.sent[0]
+        self.assertEqual((body["max_tokens"], body["messages"][0]["content"]), (1, "Hello"))
+        chunk(b"data: {}\n\n")
+        done.callback(200)
+        self.world.clock.advance(2)
+        for _, _, _, done in self.generator.sent[1:]:
+            done.callback(200)
+        numbers = self.numbers()
+        self.assertEqual((numbers["state"], numbers["done"], numbers["load_ms"]), ("done", 2, 30_000))
+        self.assertEqual((numbers["elapsed_ms"], numbers["results"]["duration_ms"]["p99"]), (2000, 2000.0))
+
+    def test_run_whose_model_cannot_be_loaded_has_failed(self):
+        self.order(requests=5)
+        self.generator.sent[0][3].callback(502)
+        numbers = self.numbers()
+        self.assertEqual((numbers["state"], numbers["results"]["statuses"]), ("failed", {"502": 1}))
+        self.assertEqual((len(self.generator.sent), self.order().status), (1, 202))
+        self.world.loadtests.close()
+
+    def test_run_that_is_cancelled_while_its_model_loads_sends_nothing(self):
+        self.order(requests=5)
+        self.assertEqual(self.world.ask("/api/loadtest/1", "DELETE").json["state"], "cancelled")
+        self.assertEqual((len(self.generator.sent), self.generator.sent[0][3].called), (1, True))
 
     def test_a_cancelled_run_cuts_its_requests(self):
         self.begin(concurrency=2, requests=100)

@@ -8,11 +8,11 @@ import { clockTime, seconds } from "./lib/format";
 import { Icon } from "./lib/icons";
 import { KeyForm } from "./lib/keyform";
 import { helpOpen, installKeys, paletteOpen } from "./lib/keys";
-import { retry, stale, start, status } from "./lib/link";
-import { type Theme, theme, title } from "./lib/prefs";
-import { NAV, followLinks, href, route } from "./lib/router";
+import { reopened, retry, stale, start, status } from "./lib/link";
+import { type Theme, darkNow, theme, title } from "./lib/prefs";
+import { NAV, NOWHERE, followLinks, href, route } from "./lib/router";
 import { inflight, profiles } from "./lib/state";
-import { Btn, Confirm, Dialog, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
+import { Btn, Confirm, Dialog, Empty, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
 import { Overview } from "./pages/overview";
 
 type Page = ComponentType;
@@ -63,6 +63,9 @@ const LINK = { open: ["ready", "live", "●"], connecting: ["loading", "connecti
 
 function LinkMark() {
   const [kind, word, mark] = LINK[status.value.state] as [string, string, string];
+  if (status.value.state === "auth") {
+    return <button type="button" class="btn small linkmark" onClick={() => (keyNeeded.value = true)}><Icon name="key" size={14} /> Enter the key</button>;
+  }
   return (
     <span class={`chip s-${kind} linkmark`} title={`Event stream: ${word}`}>
       <span aria-hidden="true">{mark}</span>
@@ -95,9 +98,9 @@ function MoreMenu() {
               {item.label}
             </a>
           ))}
-          <button type="button" onClick={() => (theme.value = theme.value === "dark" ? "light" : "dark")}>
-            <Icon name={theme.value === "dark" ? "sun" : "moon"} size={18} />
-            {theme.value === "dark" ? "Light theme" : "Dark theme"}
+          <button type="button" onClick={() => (theme.value = darkNow() ? "light" : "dark")}>
+            <Icon name={darkNow() ? "sun" : "moon"} size={18} />
+            {darkNow() ? "Light theme" : "Dark theme"}
           </button>
         </div>
       )}
@@ -151,11 +154,16 @@ function Current() {
         pages.set(page, component);
         if (alive) ready.value += 1;
       },
-      () => { failed.value = "This part of the interface could not be fetched. If the server was updated, reload the page."; },
+      () => { failed.value = "This part of the interface could not be fetched. The page reloads when the server is back; if the server was updated, reload it now."; },
     );
     return () => { alive = false; };
   }, [page]);
+  // Browsers may remember that a part could not be fetched; a document that is read again asks for it again.
+  useEffect(() => { if (failed.peek()) location.reload(); }, [reopened.value]);
   void ready.value;
+  if (page === NOWHERE) {
+    return <div class="page"><Empty title={`There is no page at ${location.pathname}`}><p><a href={href("")}>Overview</a></p></Empty></div>;
+  }
   const Component = pages.get(page);
   if (Component) return <Guard key={page}><Component /></Guard>;
   if (failed.value) return <p class="problem">{failed.value}</p>;
@@ -181,8 +189,9 @@ export function App() {
     const keys = installKeys();
     // The first call finds out whether a key is needed; the stream starts once that is known.
     get("/api/version").then(start, (error: ApiError) => {
-      if (error.status === 403) keyNeeded.value = true; // the key that the browser remembers may not see the page
-      else if (error.status !== 401) start();
+      if (error.status !== 401 && error.status !== 403) return start();
+      keyNeeded.value = true; // also the key that the browser remembers may not see the page
+      status.value = { ...status.peek(), state: "auth" };
     });
     return () => {
       document.removeEventListener("click", followLinks);

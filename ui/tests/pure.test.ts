@@ -3,7 +3,7 @@ import { Draft } from "../src/lib/draft";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Answer, requestTurns, responseAnswer } from "../src/lib/convo";
-import { bytes, clock, count, duration, rate, time } from "../src/lib/format";
+import { bytes, clock, count, duration, plainError, rate, shortFailure, time } from "../src/lib/format";
 import { bySession } from "../src/lib/sessions";
 import { parameters, sizeText, weight } from "../src/lib/size";
 import { Hub } from "../src/lib/hub";
@@ -246,4 +246,16 @@ test("a log that was left and is opened again is asked for whole, not from the l
     hub.handle(number, { kind: "bye" });
     globalThis.fetch = usual;
   }
+});
+
+test("a failure is short enough for a table and says what it was", () => {
+  const short = {
+    "upstream command exited prematurely (exit status 3)": "exit 3",
+    "upstream command exited unexpectedly (signal SIGSEGV)": "signal SIGSEGV",
+    "health check timed out after 2m0s": "timed out",
+    "failed to start command '/no/such 5901': /no/such: no such executable file": "no such executable file",
+    "port 5800 is in use": "port 5800 is in use",
+  };
+  for (const [text, expected] of Object.entries(short)) assert.equal(shortFailure(text), expected);
+  assert.equal(plainError("unspecific error: no weights"), "no weights");
 });

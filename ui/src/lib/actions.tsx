@@ -1,12 +1,14 @@
 // What an operator can do, with one wording and one confirmation rule everywhere: ask only when work would be lost.
-import { signal } from "@preact/signals";
-import { pathId, send } from "./api";
-import { DASH, plural, seconds } from "./format";
-import { inflight, loadedModels, plan, setProfile } from "./state";
+import { effect, signal } from "@preact/signals";
+import { ApiError, pathId, send } from "./api";
+import { DASH, plainError, plural, seconds } from "./format";
+import { on, reopened } from "./link";
+import { go } from "./router";
+import { inflight, loadedModels, models, plan, setProfile } from "./state";
 import { attempt, confirm, toast } from "./widgets";
 import type { PlanPreview } from "./types";
 
-/** Models a load was asked for here, until the server reports a change. */
+/** Models a load was asked for here, until they are ready or the load has failed. */
 export const asked = signal<ReadonlySet<string>>(new Set());
 
 function mark(model: string, on: boolean): void {
@@ -16,10 +18,39 @@ function mark(model: string, on: boolean): void {
   asked.value = next;
 }
 
+effect(() => {
+  for (const model of models.value) if (model.state === "ready" && asked.peek().has(model.id)) mark(model.id, false);
+});
+reopened.subscribe(() => (asked.value = new Set()));
+
+/** Says once why a load that was asked for here came to nothing. */
+function notLoaded(model: string, error: string, log: boolean): void {
+  if (!asked.peek().has(model)) return;
+  mark(model, false);
+  const reason = plainError(error).split("\n")[0] as string;
+  const text = reason.startsWith("cannot load") ? `C${reason.slice(1)}` : `${model} was not loaded: ${reason}`;
+  toast("error", text, log ? { label: "Open its log", run: () => go("logs", { src: model }) } : { label: "Retry", run: () => void load(model) });
+}
+
+on<{ model: string; error: string }>("loadFailed", ({ model, error }) => notLoaded(model, error, !!models.peek().find((item) => item.id === model)?.failed));
+
+/** Asks the server to load it; `verb` is load or restart. */
+async function begin(model: string, verb: string): Promise<boolean> {
+  mark(model, true);
+  try {
+    await post(`/api/models/${verb}/${pathId(model)}`);
+    return true;
+  } catch (error) {
+    notLoaded(model, (error as Error).message, error instanceof ApiError && error.status === 500);
+    return false;
+  }
+}
+
 export const activeOn = (model: string): number => inflight.peek().filter((entry) => (entry.server ?? entry.model) === model).length;
 
 export function planText(preview: PlanPreview): string {
   const parts: string[] = [];
+  if (preview.action === "refuse" && preview.reason) return preview.reason;
   if (preview.running) parts.push("already loaded");
   else parts.push(preview.eta_ms ? `loads in about ${seconds(preview.eta_ms)}` : "will be loaded");
   if (preview.evicts.length) {
@@ -55,9 +86,7 @@ export async function load(model: string): Promise<void> {
     );
     if (!yes) return;
   }
-  mark(model, true);
-  await attempt(`Loading ${model}`, () => post(`/api/models/load/${pathId(model)}`));
-  mark(model, false);
+  await begin(model, "load");
 }
 
 /** `sure`: whether the click itself is deliberate enough when nothing is in progress. */
@@ -68,6 +97,7 @@ export async function unload(model: string, sure = true): Promise<void> {
     const yes = await confirm(`Unload ${model}?`, <p>{what}</p>, "Unload", true);
     if (!yes) return;
   }
+  mark(model, false);
   await attempt(`Unloading ${model}`, () => post(`/api/models/unload/${pathId(model)}`), `${model} unloaded`);
 }
 
@@ -96,7 +126,7 @@ export async function restart(model: string): Promise<void> {
     !active ||
     (await confirm(`Restart ${model}?`, <p>{plural(active, "request")} in progress will be cut off.</p>, "Restart", true));
   if (!yes) return;
-  await attempt(`Restarting ${model}`, () => post(`/api/models/restart/${pathId(model)}`), `${model} is restarting`);
+  if (await begin(model, "restart")) toast("ok", `${model} is restarting`);
 }
 
 export async function pin(model: string, on: boolean): Promise<boolean> {

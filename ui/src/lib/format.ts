@@ -94,6 +94,19 @@ export function ago(ms: number, now: number): string {
   return `${Math.floor(s / 86400)} d ago`;
 }
 
+/** A server's error without the Go program's phrase in front of it. */
+export const plainError = (text: string): string => text.replace(/^unspecific error: /, "");
+
+/** The same, short enough for a table: "exit 3", "signal SIGSEGV", "timed out". */
+export function shortFailure(text: string): string {
+  const exit = /\((?:exit status (\d+)|(signal \w+))\)/.exec(text);
+  if (exit) return exit[1] ? `exit ${exit[1]}` : (exit[2] as string);
+  if (/timed out/.test(text)) return "timed out";
+  const plain = plainError(text).split("\n")[0] as string;
+  const last = plain.slice(plain.lastIndexOf(": ") + 1).trim();
+  return plain.length > 32 && last ? last : plain;
+}
+
 export const percent = (value: number | null | undefined): string => known(value) ? `${Math.round(value)} %` : DASH;
 
 export const plural = (n: number, one: string, many = `${one}s`): string => `${count(n)} ${n === 1 ? one : many}`;

@@ -15,6 +15,7 @@ const PATHS: Record<string, string> = {
   stop: "M6 6h12v12H6z",
   power: "M12 4v8M7 6.5a8 8 0 1 0 10 0",
   restart: "M19 12a7 7 0 1 1-2.2-5.1M19 3v5h-5",
+  star: "M12 3.5l2.6 5.4 5.9.8-4.3 4.1 1 5.9-5.2-2.8-5.2 2.8 1-5.9L3.5 9.7l5.9-.8z",
   pin: "M9 4h6l-1 7 3 3H7l3-3zM12 14v6",
   link: "M10 5H5v14h14v-5M13 4h7v7M20 4l-9 9",
   copy: "M9 9h11v11H9zM5 15H4V4h11v1",

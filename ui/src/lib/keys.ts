@@ -18,6 +18,7 @@ export const HELP: [string, string][] = [
   ["Enter", "Open the selected row"],
   ["l", "Load the selected model"],
   ["u", "Unload the selected model"],
+  ["Ctrl S", "Review and save the configuration"],
   ["?", "This list"],
   ["Esc", "Close a dialog, leave a field"],
 ];

@@ -42,9 +42,10 @@ function deliver(): void {
 function receive(message: FromHub): void {
   if (message.kind === "status") {
     if (message.status.state === "open") {
+      // Also what a page asked for before the first connection failed, if the server was away then.
       if (opened && status.peek().state !== "open") reopened.value += 1;
       opened = true;
-    }
+    } else if (message.status.state === "down") opened = true;
     status.value = message.status;
     if (message.status.state === "auth") keyNeeded.value = true;
     return;

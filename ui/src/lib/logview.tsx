@@ -20,7 +20,7 @@ interface Line {
 }
 
 const wrap = pref<boolean>("log.wrap", false);
-const stamps = pref<boolean>("log.stamps", false);
+const stamps = pref<boolean>("log.stamps", true);
 const fontSize = pref<number>("log.font", 12);
 const floor = pref<Level>("log.level", "debug");
 

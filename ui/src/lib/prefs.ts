@@ -58,6 +58,8 @@ addEventListener("storage", (raw) => {
 
 export type Theme = "system" | "light" | "dark";
 export const theme = pref<Theme>("theme", "system");
+/** The theme that is seen now. */
+export const darkNow = (): boolean => theme.value === "dark" || (theme.value === "system" && matchMedia("(prefers-color-scheme: dark)").matches);
 export const accent = pref<string>("accent", "teal");
 export type Density = "compact" | "normal" | "spacious";
 export const density = pref<Density>("density", "normal");

@@ -21,8 +21,11 @@ export const NAV = [
   { page: "system", label: "System", icon: "system", key: "s" },
 ] as const;
 
-/** Every page there is; any other address leads to the overview, which is "". */
+/** Every page there is; "" is the overview. */
 const PAGES = new Set(["", "models", "model", "requests", "swap", "playground", "logs", "usage", "config", "system"]);
+
+/** The page of an address that leads nowhere. */
+export const NOWHERE = "?";
 
 function uiRoot(): string {
   const match = /^(.*\/ui)(?:\/|$)/.exec(location.pathname);
@@ -46,16 +49,13 @@ function parse(): Route {
   return PAGES.has(first) && !more.length ? { page: first, query } : moved(first, more, query);
 }
 
-/** An address that is written differently now, or leads nowhere: the page it means, with its own address. */
+/** An address that is written differently now: the page it means, with its own address. */
 function moved(first: string, rest: string[], query: URLSearchParams): Route {
   let page = OLD[first] ?? first;
   if (first === "models" && rest.length) {
     page = "model";
     query.set("id", decoded(rest.join("/")));
-  } else if (!PAGES.has(page) || rest.length) {
-    page = "";
-    query = new URLSearchParams();
-  }
+  } else if (!PAGES.has(page) || rest.length) return { page: NOWHERE, query: new URLSearchParams() };
   history.replaceState(null, "", href(page, Object.fromEntries(query)));
   return { page, query };
 }

@@ -98,7 +98,7 @@ export function phaseOf(entry: Inflight): string {
 
 /** What a model's mark says: also that it sleeps, or has `active` requests. */
 export const stateShown = (model: ModelStatus, active: number | boolean): string =>
-  model.asleep && model.state === "stopped" ? "asleep" : model.state === "ready" && active ? "busy" : model.state;
+  model.asleep && model.state === "stopped" ? "asleep" : model.failed && model.state === "stopped" ? "failed" : model.state === "ready" && active ? "busy" : model.state;
 
 export function sessionOf(entry: { req_headers: Record<string, string>; session?: string | null }): string {
   if (entry.session) return entry.session;

@@ -223,6 +223,7 @@ export interface Swap {
 
 export interface PlanPreview {
   model: string;
+  action?: string;
   running: boolean;
   evicts: { model: string; active: number }[];
   waits_for: string[];

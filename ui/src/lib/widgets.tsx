@@ -3,9 +3,10 @@ import { signal, useSignal } from "@preact/signals";
 import type { ComponentChildren, ComponentProps } from "preact";
 import { useEffect, useErrorBoundary, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { ApiError } from "./api";
-import { DASH } from "./format";
+import { DASH, plainError, shortFailure } from "./format";
 import { Icon } from "./icons";
 import { reopened } from "./link";
+import { href } from "./router";
 
 let ids = 0;
 
@@ -133,6 +134,17 @@ export function StateChip({ state, extra }: { state: string; extra?: string }) {
       {STATE_WORD[state] ?? state}
       {extra ? ` ${extra}` : ""}
     </span>
+  );
+}
+
+/** Why a model is not loaded, with the way to its log; nothing if it did not fail. */
+export function FailedMark({ model }: { model: { id: string; state: string; failed?: string } }) {
+  if (!model.failed || model.state !== "stopped") return null;
+  return (
+    <a class="chip s-failed" href={href("logs", { src: model.id })} title={`${plainError(model.failed)}. Opens its log`}>
+      <span aria-hidden="true">✕</span>
+      <span class="clip">failed: {shortFailure(model.failed)}</span>
+    </a>
   );
 }
 

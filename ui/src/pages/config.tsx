@@ -164,6 +164,29 @@ export function ConfigPage() {
     }
   };
 
+  /** Errors are shown in place of the review, the first one where it stands. */
+  const review = async () => {
+    if (!draft.dirty.peek() || dialog.peek() || !editable.peek()) return;
+    const answer = await check();
+    if (answer?.valid) dialog.value = "review";
+    else if (answer) {
+      const errors = answer.errors ?? [];
+      toast("error", `Not saved: ${errors[0]?.message ?? "the server refused this configuration"}${errors.length > 1 ? ` (and ${errors.length - 1} more)` : ""}`);
+      const line = errors.find((item) => item.line)?.line;
+      if (line) editor.current?.goTo(line);
+    }
+  };
+
+  useEffect(() => {
+    const key = (event: KeyboardEvent) => {
+      if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "s") return;
+      event.preventDefault(); // the browser would save the page
+      void review();
+    };
+    addEventListener("keydown", key);
+    return () => removeEventListener("keydown", key);
+  });
+
   useEffect(() => {
     if (!dirty) {
       // Also typing or undoing may lead back to what is in force; what was found elsewhere is no matter then.
@@ -250,9 +273,7 @@ export function ConfigPage() {
                   </Btn>
                 )}
                 <Btn disabled={!dirty} onClick={discard}>Discard</Btn>
-                <Btn primary disabled={!dirty || checking.value > 0} onClick={() => void check().then((answer) => answer?.valid && (dialog.value = "review"))}>
-                  Review and save
-                </Btn>
+                <Btn primary disabled={!dirty || checking.value > 0} title="Ctrl S" onClick={() => void review()}>Review and save</Btn>
               </>
             )}
           </>

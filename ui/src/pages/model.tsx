@@ -1,7 +1,7 @@
 // One model: what runs, how it runs, its log beside it.
 import { useSignal } from "@preact/signals";
 import { pin, restart } from "../lib/actions";
-import { pathId } from "../lib/api";
+import { apiKey, pathId } from "../lib/api";
 import { Sparkline } from "../lib/chart";
 import { clock, clockTime, duration, known, median, plural, rate, seconds } from "../lib/format";
 import { Icon } from "../lib/icons";
@@ -11,24 +11,30 @@ import { memory, memoryText, useMemory } from "../lib/memory";
 import { href, prefix, route } from "../lib/router";
 import { Queue, RunningTable, speed } from "../lib/running";
 import { inflight, models, modelsKnown, phaseOf, stateShown, swapFailed, swapRevision, swaps } from "../lib/state";
-import { Btn, CopyButton, Empty, Facts, Panel, Problem, Segmented, Spinner, StateChip, TabLinks, useLoad } from "../lib/widgets";
+import { Btn, CopyButton, Empty, Facts, FailedMark, Panel, Problem, Segmented, Spinner, StateChip, TabLinks, useLoad } from "../lib/widgets";
 import { Capabilities, LoadButton, ownPage } from "./models";
 import { ttlLeft, useDetail } from "./overview";
 import { RequestsView } from "./requests";
 
-function snippet(kind: string, id: string): string {
+const KEY = "LLAMASWAP_API_KEY";
+
+/** With `keyed` the snippet reads the key from the environment: a page is no place to show it. */
+export function snippet(kind: string, id: string, keyed: boolean): string {
   const base = new URL(prefix, location.href).href.replace(/\/$/, "");
   if (kind === "curl") {
-    return `curl ${base}/v1/chat/completions \\\n  -H 'Content-Type: application/json' \\\n  -d '${JSON.stringify({ model: id, messages: [{ role: "user", content: "Hello" }] })}'`;
+    const header = keyed ? `  -H "Authorization: Bearer $${KEY}" \\\n` : "";
+    return `curl ${base}/v1/chat/completions \\\n${header}  -H 'Content-Type: application/json' \\\n  -d '${JSON.stringify({ model: id, messages: [{ role: "user", content: "Hello" }] })}'`;
   }
+  const [imports, key] = keyed ? ["import os\n\n", `os.environ["${KEY}"]`] : ["", '"none"'];
   if (kind === "openai") {
-    return `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}/v1", api_key="none")\nanswer = client.chat.completions.create(\n    model="${id}",\n    messages=[{"role": "user", "content": "Hello"}],\n)\nprint(answer.choices[0].message.content)`;
+    return `${imports}from openai import OpenAI\n\nclient = OpenAI(base_url="${base}/v1", api_key=${key})\nanswer = client.chat.completions.create(\n    model="${id}",\n    messages=[{"role": "user", "content": "Hello"}],\n)\nprint(answer.choices[0].message.content)`;
   }
-  return `from anthropic import Anthropic\n\nclient = Anthropic(base_url="${base}", api_key="none")\nanswer = client.messages.create(\n    model="${id}",\n    max_tokens=1024,\n    messages=[{"role": "user", "content": "Hello"}],\n)\nprint(answer.content[0].text)`;
+  return `${imports}from anthropic import Anthropic\n\nclient = Anthropic(base_url="${base}", api_key=${key})\nanswer = client.messages.create(\n    model="${id}",\n    max_tokens=1024,\n    messages=[{"role": "user", "content": "Hello"}],\n)\nprint(answer.content[0].text)`;
 }
 
 function Snippets({ id }: { id: string }) {
   const kind = useSignal<"curl" | "openai" | "anthropic">("curl");
+  const text = () => snippet(kind.value, id, apiKey() !== "");
   return (
     <Panel
       title="Use it"
@@ -40,11 +46,11 @@ function Snippets({ id }: { id: string }) {
             options={[["curl", "curl"], ["openai", "OpenAI"], ["anthropic", "Anthropic"]]}
             onChange={(value) => (kind.value = value)}
           />
-          <CopyButton text={() => snippet(kind.value, id)} label="Copy this snippet" />
+          <CopyButton text={text} label="Copy this snippet" />
         </>
       }
     >
-      <pre class="code" tabIndex={0}>{snippet(kind.value, id)}</pre>
+      <pre class="code" tabIndex={0}>{text()}</pre>
     </Panel>
   );
 }
@@ -117,7 +123,7 @@ function Head({ id }: { id: string }) {
   const pinnedNow = record?.detail.pinned ?? false;
   return (
     <div class="row wrap head-actions">
-      <StateChip state={stateShown(model, active)} />
+      {stateShown(model, active) === "failed" ? <FailedMark model={model} /> : <StateChip state={stateShown(model, active)} />}
       {model.state === "ready" && (
         <>
           <Btn aria-pressed={pinnedNow} onClick={() => void pin(id, !pinnedNow).then((done) => done && (swapRevision.value += 1))}>

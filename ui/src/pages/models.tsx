@@ -13,7 +13,7 @@ import { pref } from "../lib/prefs";
 import { parameters, sizeText, weight } from "../lib/size";
 import { href, route, setQuery } from "../lib/router";
 import { activitySettled, byName, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, servedBy, stateShown } from "../lib/state";
-import { Btn, Empty, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
+import { Btn, Empty, FailedMark, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
 import type { ActivityPage, ModelStatus, Peer } from "../lib/types";
 
 const pinned = pref<string[]>("models.pinned", []);
@@ -62,17 +62,18 @@ export function LoadButton({ model, small = true }: { model: ModelStatus; small?
   if (model.state === "ready" || model.state === "starting") {
     return <Btn small={small} onClick={() => void unload(model.id)}><Icon name="power" size={13} /> {model.state === "starting" ? "Cancel" : "Unload"}</Btn>;
   }
+  if (pending) return <Btn small={small} title="It loads as soon as there is room" onClick={() => void unload(model.id)}><Spinner label="Waiting to load" /> Cancel</Btn>;
   if (model.state === "stopping") return <Btn small={small} disabled><Spinner label="Unloading" /> Unloading</Btn>;
   return (
     <Btn
       small={small}
-      disabled={pending || model.state === "shutdown"}
+      disabled={model.state === "shutdown"}
       title={hint.value || undefined}
       onMouseEnter={look}
       onFocus={look}
       onClick={() => void load(model.id)}
     >
-      {pending ? <Spinner /> : <Icon name="play" size={13} />} {model.asleep ? "Wake" : "Load"}
+      <Icon name="play" size={13} /> {model.asleep ? "Wake" : "Load"}
       {hint.value && <span class="sr">, {hint.value}</span>}
     </Btn>
   );
@@ -131,6 +132,7 @@ const Row = memo(function Row(props: {
   pick: (id: string) => void;
 }) {
   const { model, use } = props;
+  const shown = stateShown(model, props.active);
   return (
     <tr role="row" data-row data-model={model.id}>
       <td role="cell" class="tight">
@@ -151,13 +153,13 @@ const Row = memo(function Row(props: {
           </div>
         )}
       </td>
-      <td role="cell"><StateChip state={stateShown(model, props.active)} extra={props.active ? `(${props.active})` : ""} /></td>
+      <td role="cell" class="state">{shown === "failed" ? <FailedMark model={model} /> : <StateChip state={shown} extra={props.active ? `(${props.active})` : ""} />}</td>
       <td role="cell" class="num wide-only" data-label="Last used">{use ? ago(use.at, now.value) : "–"}</td>
       <td role="cell" class="num wide-only" data-label="t/s">{rate(use?.tps)}</td>
       <td role="cell" class="num roomy" data-label="Size">{props.size}</td>
       <td role="cell" class="act">
         <IconButton
-          icon="pin"
+          icon="star"
           label={props.pinned ? `Remove ${model.id} from the top of this list` : `Keep ${model.id} at the top of this list`}
           pressed={props.pinned}
           onClick={() => (pinned.value = props.pinned ? pinned.value.filter((id) => id !== model.id) : [...pinned.value, model.id])}

@@ -4,7 +4,7 @@ import type { ComponentType } from "preact";
 import { useEffect } from "preact/hooks";
 import { asked, cancelRequest, load, pin, restart, unload, unloadAll } from "../lib/actions";
 import { maybe } from "../lib/api";
-import { ago, clock, gib, known, median, percent, plural, rate, seconds, time } from "../lib/format";
+import { ago, clock, gib, known, median, percent, plainError, plural, rate, seconds, time } from "../lib/format";
 import { Icon } from "../lib/icons";
 import { now, stale, status } from "../lib/link";
 import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
@@ -289,10 +289,15 @@ function useNotices(): Notice[] {
       kind: "error",
       at: swap.end ?? swap.start,
       title: `Load failed: ${swap.model}`,
-      text: swap.error || (swap.exit_code !== null ? `exited with ${swap.exit_code}` : swap.outcome),
+      text: plainError(swap.error) || (swap.exit_code !== null ? `exited with ${swap.exit_code}` : swap.outcome),
       link: href("swap", { id: swap.id }),
       retry: swap.model,
     });
+  }
+  // What failed without a swap: a command that cannot be run, a server that ended while it was ready.
+  for (const model of localModels.value) {
+    if (!model.failed || model.state !== "stopped" || list.some((item) => item.retry === model.id)) continue;
+    list.push({ key: `failed-${model.id}-${model.failed}`, kind: "error", at: 0, title: `${model.id} failed`, text: plainError(model.failed), link: href("logs", { src: model.id }), retry: model.id });
   }
   const groups = new Map<string, ActivityPage["data"]>();
   for (const row of errors.value) {
@@ -349,7 +354,7 @@ function Attention({ notices }: { notices: Notice[] }) {
               <div class="grow">
                 <div class="notice-title">
                   {item.link ? <a href={item.link}>{item.title}</a> : item.title}
-                  <span class="muted num"> {ago(item.at, now.value)}</span>
+                  {item.at > 0 && <span class="muted num"> {ago(item.at, now.value)}</span>}
                 </div>
                 <div class="notice-text" title={item.text}>{item.text}</div>
               </div>

@@ -1,6 +1,6 @@
 // One swap: what was asked, who had to go, and where the time went.
 import { load } from "../lib/actions";
-import { clockTime, duration, median, seconds } from "../lib/format";
+import { clockTime, duration, median, plainError, seconds } from "../lib/format";
 import { now } from "../lib/link";
 import { href, route } from "../lib/router";
 import { swap, swapFailed, swapRevision, swaps } from "../lib/state";
@@ -62,7 +62,7 @@ export function Waterfall({ item, usual }: { item: Swap; usual: Map<string, numb
 
 export function SwapPage() {
   const id = route.value.query.get("id") ?? "";
-  const { data, error, loading, reload } = useLoad(() => swap(id), [id, swapRevision.value]);
+  const { data, error, loading, reload } = useLoad(async () => (id ? swap(id) : null), [id, swapRevision.value]);
   const all = useLoad(() => swaps(), [swapRevision.value]);
   const others = (all.data ?? []).filter((item) => data && item.model === data.model && item.id !== data.id && !swapFailed(item) && item.end);
   const usual = new Map<string, number>();
@@ -77,16 +77,17 @@ export function SwapPage() {
       <div class="page-head">
         <div class="grow">
           <p class="crumb"><a href={href("")}>Overview</a></p>
-          <h1>{data ? `Swap to ${data.model}` : "Swap"}</h1>
+          <h1>{data ? `Swap to ${data.model}` : id ? "Swap" : "Swaps"}</h1>
         </div>
         {data && swapFailed(data) && <Btn primary onClick={() => void load(data.model)}>Load again</Btn>}
       </div>
       {error && <Problem text={error} retry={reload} />}
       {!data && loading && <Spinner />}
-      {!data && !loading && !error && <Empty title="The server no longer knows this swap" />}
+      {!data && !loading && !error && id && <Empty title="The server no longer knows this swap" />}
+      {!id && all.data && !all.data.length && <Empty title="No model was loaded yet" />}
       {data && (
         <>
-          {data.error && <Problem text={`${data.error}${data.exit_code === null ? "" : ` (exit code ${data.exit_code})`}`} />}
+          {data.error && <Problem text={`${plainError(data.error)}${data.exit_code === null ? "" : ` (exit code ${data.exit_code})`}`} />}
           <Panel title="What happened">
             <Facts
               items={[
@@ -109,7 +110,7 @@ export function SwapPage() {
           )}
         </>
       )}
-      {(all.data ?? []).length > 1 && (
+      {(all.data ?? []).length > (id ? 1 : 0) && (
         <Panel title="Recent swaps" class="flush">
           <div class="table-scroll" tabIndex={0} role="region" aria-label="Table of recent swaps">
             <table class="table">
@@ -127,7 +128,7 @@ export function SwapPage() {
                   <tr key={item.id}>
                     <td><a href={href("swap", { id: item.id })} aria-current={item.id === id ? "true" : undefined}>{clockTime(item.start)}</a></td>
                     <td>{item.model}</td>
-                    <td>{swapFailed(item) ? `failed: ${item.error || item.outcome}` : item.end ? "ready" : "under way"}</td>
+                    <td>{swapFailed(item) ? `failed: ${plainError(item.error) || item.outcome}` : item.end ? "ready" : "under way"}</td>
                     <td class="num">{item.end ? duration(item.end - item.start) : "–"}</td>
                     <td>{item.evicted.join(", ") || "–"}</td>
                   </tr>

@@ -2,7 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { ApiError, get, listOf, send } from "../../lib/api";
-import { count, duration, rate } from "../../lib/format";
+import { count, duration, known, rate } from "../../lib/format";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
 import { Bar, Btn, Empty, Field, IconButton, Panel, Problem, attempt, saveFile } from "../../lib/widgets";
@@ -31,6 +31,7 @@ interface Result {
   done: number;
   total: number;
   elapsed_ms: number;
+  load_ms?: number | null;
   results: {
     errors: number;
     statuses?: Record<string, number>;
@@ -49,6 +50,7 @@ interface Result {
 const order = pref("loadtest.order", { model: "", prompt: "Write a short story about a llama.", concurrency: "8", requests: "24", max_tokens: "128" });
 const kept = pref<Result[]>("loadtest.results", []);
 
+const active = (run: { state: string } | null): boolean => run?.state === "running" || run?.state === "loading";
 const key = (run: Result): string => `${run.id}/${run.at ?? 0}`;
 
 function Spreads({ run }: { run: Result }) {
@@ -224,22 +226,22 @@ export function LoadTest() {
       (answer) => {
         // The one that runs, else the last one: it is still worth a look after a reload.
         const runs = listOf<Result>(answer, "runs");
-        const last = runs.find((item) => item.state === "running") ?? runs[0];
+        const last = runs.find(active) ?? runs[0];
         if (last) return get<Result>(`/api/loadtest/${last.id}`).then((whole) => (run.value ??= whole));
       },
       () => undefined,
     );
   }, []);
-  const id = run.value?.state === "running" ? run.value.id : "";
+  const id = active(run.value) ? (run.value?.id ?? "") : "";
   useEffect(() => {
     if (!id) return;
     const timer = setInterval(() => {
       get<Result>(`/api/loadtest/${id}`).then(
         (next) => {
           // Answers may overtake each other; a test ends once.
-          if (run.peek()?.id !== id || run.peek()?.state !== "running") return;
+          if (run.peek()?.id !== id || !active(run.peek())) return;
           [run.value, error.value] = [next, ""];
-          if (next.state !== "running") kept.value = [{ ...next, shots: undefined, at: Date.now() }, ...kept.peek()].slice(0, 40);
+          if (!active(next)) kept.value = [{ ...next, shots: undefined, at: Date.now() }, ...kept.peek()].slice(0, 40);
         },
         (problem: Error) => {
           error.value = problem.message;
@@ -289,12 +291,13 @@ export function LoadTest() {
         </div>
       </Panel>
       {run.value && (
-        <Panel title={`${run.value.model}: ${run.value.state}`} aside={<span class="num">{duration(run.value.elapsed_ms)}</span>}>
+        <Panel title={`${run.value.model}: ${run.value.state === "loading" ? "loading, not counted" : run.value.state}`} aside={<span class="num">{duration(run.value.elapsed_ms)}</span>}>
           <div class="stack" aria-live="polite">
             <div class="meter-line">
               <span class="num">{count(run.value.done)}/{count(run.value.total)}</span>
               <Bar value={run.value.done} max={run.value.total} label="Requests done" />
               <span class="num">
+                {known(run.value.load_ms) && <span class="muted">first request, not counted, {duration(run.value.load_ms)}; </span>}
                 <b>{rate(run.value.results.tokens_per_second)}</b> t/s, {rate(run.value.results.requests_per_second)} requests/s
                 {run.value.results.errors > 0 && <span class="bad">, {run.value.results.errors} failed</span>}
               </span>

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-27OQ4VM2.js";import"./chunk-YPN6EAJ2.js";import"./chunk-CEPZJGSB.js";import"./chunk-77T3HVJP.js";import"./chunk-HTKQXCQR.js";import"./chunk-7L4EIDGQ.js";import"./chunk-M7ZT4OVL.js";import"./chunk-HONXV5ZE.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
