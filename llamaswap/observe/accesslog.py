@@ -82,7 +82,7 @@ class AccessLog:
     def write(self, text: LogText, status: int, sent: int, seconds: float, key: str = "") -> None:
         """The same with the texts of a request's head."""
         level = "debug" if text.routine and status < 400 else "info"
-        if text.beginning is not None and self.lines.wants(level):
+        if text.beginning is not None:
             line = f'{text.beginning} {status} {sent} "{text.agent}" {durations.render(seconds)}'
             if key:
                 line += f" key={key}"
