@@ -32,11 +32,12 @@ from llamaswap.app.settings import (
     sources_of,
 )
 from llamaswap.app.shutdown import Shutdown
-from llamaswap.app.startup_log import announce, give_up
+from llamaswap.app.startup_log import announce, give_up, log_missing
 from llamaswap.app.systemd import SystemdNotifier, child_environment
 from llamaswap.app.upgrade_coordinator import Upgrade
 from llamaswap.config import LoadedConfig, load
 from llamaswap.config import files as config_files
+from llamaswap.discover import missing
 from llamaswap.events import EventBus
 from llamaswap.proxy.fastpath.memory_trim import keep_large_blocks_apart
 from llamaswap.proxy.listen import refusal
@@ -172,6 +173,8 @@ class LlamaSwap(MultiService):
         if not self.running:
             return
         models.launcher.warm()
+        looking = models.disk_thread(lambda: missing.findings(list(self.loaded.config.models.values())))
+        looking.addCallbacks(log_missing, lambda failure: log.failure("looking for missing files failed", failure))
         if not self.loaded.config.performance.disabled:
             observability.machine.start()
         self.parts.memory.start()

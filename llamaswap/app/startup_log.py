@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -12,13 +13,14 @@ from llamaswap.app.ollama_listener import listen_address
 from llamaswap.app.settings import ServiceSettings
 from llamaswap.config import LoadedConfig
 from llamaswap.config.references import peers_that_lead_back
+from llamaswap.version import build
 
 log = Logger("llamaswap.app.service")
 
 
 def announce(settings: ServiceSettings, loaded: LoadedConfig, address: object) -> None:
-    """Log where the service listens and who can reach it, and what is odd about the configuration. `address` is the
-    one of the listening socket, of whatever kind the endpoint is."""
+    """Log what was started, where it listens and who can reach it, and what is odd about the configuration. `address`
+    is the one of the listening socket, of whatever kind the endpoint is."""
     listen = settings.listen
     scheme = "https" if listen.secure else "http"
     port = 0
@@ -29,7 +31,17 @@ def announce(settings: ServiceSettings, loaded: LoadedConfig, address: object) -
         where = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     for warning in loaded.warnings:
         log.warn("configuration: {warning}", warning=str(warning))
+    count = sum(not model.replica_of for model in loaded.config.models.values())
+    log.info(
+        "llamaswap {version}: {count} model{plural} in {sources}",
+        version=build().version,
+        count=count,
+        plural="" if count == 1 else "s",
+        sources="the demo" if settings.demo else " and ".join(filter(None, (settings.config, settings.config_dir))),
+    )
     log.info("listening on {where}", where=where)
+    if port:
+        log.info("the web page is {where}/ui/", where=where)
     for peer in peers_that_lead_back(loaded.config.peers, port):
         log.error(
             "peer {peer} is this server itself; requests for its models fail with 508, remove it from peers", peer=peer
@@ -53,6 +65,12 @@ def announce(settings: ServiceSettings, loaded: LoadedConfig, address: object) -
             log.info("{line}", line=line)
 
 
+def log_missing(findings: Iterable[str]) -> None:
+    """Log what the models need and this machine does not have."""
+    for finding in findings:
+        log.warn("configuration: {finding}", finding=finding)
+
+
 def give_up(message: str) -> NoReturn:
     """Write why the service cannot run, and end with status 1; the reactor does not run yet."""
     sys.stderr.write(message.rstrip("\n") + "\n")
@@ -67,4 +85,4 @@ def demo_hints(where: str, models: list[str]) -> list[str]:
     )
     lines = ["This is the demo. Ask one model, then another, and they swap:"]
     lines += ["  " + ask.format(where=where, model=model) for model in models]
-    return [*lines, f"and watch it at {where}/ui/"]
+    return lines

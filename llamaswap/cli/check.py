@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from time import time
 
@@ -14,11 +13,12 @@ from rich.markup import escape
 from llamaswap.cli import effective
 from llamaswap.cli.context import CliContext, counted, local
 from llamaswap.cli.flags import DEFAULT_CONFIG
-from llamaswap.config import Config, LoadedConfig, api_keys, command_line, diff, files, load
+from llamaswap.config import Config, LoadedConfig, Model, api_keys, diff, files, load
 from llamaswap.config.diagnostics import located
 from llamaswap.config.field_types import keys_of
 from llamaswap.config.ports import keep
 from llamaswap.config.references import peers_that_lead_back
+from llamaswap.discover import missing
 from llamaswap.errors import ConfigError, Problem
 
 PATH = click.Path(path_type=Path)
@@ -106,17 +106,9 @@ class CheckResult:
         return self.configs[-1] if self.configs and not self.errors else None
 
     @property
-    def missing_programs(self) -> dict[str, list[str]]:
-        """The programs that are not installed here, each with the models that need it."""
-        found: dict[str, list[str]] = {}
-        for name, model in sorted(self.usable.models.items()) if self.usable else ():
-            try:
-                program = command_line.split(model.cmd)[0]
-            except command_line.EmptyCommand:
-                continue
-            if shutil.which(program) is None:
-                found.setdefault(program, []).append(name)
-        return found
+    def models(self) -> list[Model]:
+        """The models of the last configuration, if there are no errors."""
+        return list(self.usable.models.values()) if self.usable else []
 
     @property
     def changes(self) -> dict[str, list[str]] | None:
@@ -139,7 +131,8 @@ class CheckResult:
             "valid": self.valid,
             "errors": [asdict(one) for one in self.errors],
             "warnings": [asdict(one) for one in self.warnings],
-            "missing_programs": self.missing_programs,
+            "missing_programs": missing.missing_programs(self.models),
+            "missing_files": missing.missing_files(self.models),
             "unusable_folders": [asdict(one) for one in self.unusable_folders],
         }
         if effectively and self.usable:
@@ -169,7 +162,8 @@ def check(
     """Check a configuration file or folder (config.yaml).
 
     The exit status is 0 if it is valid, and 1 if it is not, or if there are warnings with --strict. A program that is
-    not installed and a folder that cannot be written are only noted: the file may be meant for another machine.
+    not installed, a model's file that does not exist and a folder that cannot be written are only noted: the
+    configuration may be meant for another machine.
     """
     result = CheckResult(strict)
     result.add(config, listen, more)
@@ -188,9 +182,9 @@ def _print(context: CliContext, config: Path, result: CheckResult, effectively: 
         context.err.print(f"[red]error[/]    {escape(str(one))}")
     for one in result.warnings:
         context.err.print(f"[{'red' if result.strict else 'yellow'}]warning[/]  {escape(str(one))}")
-    for program, names in result.missing_programs.items():
-        needed = f"(needed by {', '.join(names)})"
-        context.note(f"note     {program} is not on this machine, or not in PATH {needed}", "")
+    notes = missing.findings(result.models)
+    for note in notes:
+        context.note(f"note     {note}", "")
     for problem in result.unusable_folders:
         context.note(f"note     {problem}", "")
     if effectively and result.usable:
@@ -202,7 +196,7 @@ def _print(context: CliContext, config: Path, result: CheckResult, effectively: 
         if result.warnings:
             context.say(f"{config}: {count}, {counted(len(result.warnings), 'warning')}; it loads", "yellow")
         else:
-            state = "it loads" if result.missing_programs or result.unusable_folders else "nothing wrong"
+            state = "it loads" if notes or result.unusable_folders else "nothing wrong"
             context.say(f"{config}: {count}, {state}", "green")
 
 

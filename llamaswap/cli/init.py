@@ -92,7 +92,7 @@ def init(context: CliContext, folders: Sequence[Path], servers: bool, output: st
 
     Looks for GGUF files, the Hugging Face cache, installed engines and running OpenAI-compatible servers.
     """
-    found = scan(Path.home(), os.environ, folders, ask=ask if servers else None)
+    found = scan(Path.home(), os.environ, [folder.absolute() for folder in folders], ask=ask if servers else None)
     write(context, found, output, force)
 
 
@@ -108,7 +108,7 @@ def take_over() -> None:
 @local
 def ollama(context: CliContext, folder: Path | None, output: str, force: bool) -> None:
     """Write a configuration that serves Ollama's models from its files, without copying them."""
-    places = [folder] if folder else disk.ollama_folders(Path.home(), os.environ)
+    places = [folder.absolute()] if folder else disk.ollama_folders(Path.home(), os.environ)
     installed = disk.engines()
     for place in places:
         models = disk.ollama_models(place, installed.get("llama-server", "llama-server"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from llamaswap.cli import service_files
 from llamaswap.cli.context import CliContext, local
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
+LINGER = Path("/var/lib/systemd/linger")
 
 
 @frozen
@@ -63,6 +65,24 @@ def plan(
         start.append((*systemctl, "enable", sleep_unit))
         stop.append((*systemctl, "disable", sleep_unit))
     return InstallPlan(files, tuple(start), tuple(stop))
+
+
+def missing_for_user(environ: Mapping[str, str], linger: Path = LINGER, name: str = "") -> list[str]:
+    """What a user's service still needs; the folder `linger` has a file for each user whose services outlive the
+    login."""
+    name = name or pwd.getpwuid(os.getuid()).pw_name
+    found = []
+    if not environ.get("XDG_RUNTIME_DIR"):
+        found.append(
+            "there is no login session for systemctl --user (XDG_RUNTIME_DIR is not set): log in as this user, by "
+            f"ssh or with machinectl shell {name}@, instead of su or sudo"
+        )
+    if not (linger / name).exists():
+        found.append(
+            "the service ends with your last login and does not start at boot; to change that: "
+            f"loginctl enable-linger {shlex.quote(name)}"
+        )
+    return found
 
 
 def config_path(user: bool, config: Path | None) -> Path:
@@ -118,10 +138,13 @@ def install(context: CliContext, user: bool, config: Path | None, listen: str, n
     file = config_path(user, config)
     if not file.exists():
         context.note(f"{file} does not exist yet; the service needs it (llamaswap init -o FILE writes one)", "yellow")
+    missing = missing_for_user(os.environ) if user and sys.platform == "linux" else []
+    for hint in missing:
+        context.note(hint, "yellow")
     if now:
         perform(made.start)
     if context.as_json:
-        context.document({"files": [str(path) for path in made.files], "started": now})
+        context.document({"files": [str(path) for path in made.files], "started": now, "missing": missing})
         return
     for path in made.files:
         context.say(f"wrote {path}", "green")

@@ -1,4 +1,4 @@
-"""Warnings about commands: they are run without a shell, and a model's port should be that of its proxy."""
+"""Warnings about commands: they are run without a shell, quotes must end, and a model's port should be its proxy's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PORT = re.compile(r"--?port(?:=(.*))?")
 
 
 # Most commands have none of these, and are not split into words.
-_SUSPICIOUS = re.compile(r"[&|;<>~$`]|^\s*[A-Za-z_]\w*=|docker|podman|nerdctl")
+_SUSPICIOUS = re.compile(r"[&|;<>~$`'\"]|^\s*[A-Za-z_]\w*=|docker|podman|nerdctl")
 
 
 def check_commands(models: Iterable[Model], hooks: HookSettings, report: Diagnostics) -> None:
@@ -59,6 +59,10 @@ def _program(found: Sequence[Word]) -> str:
 
 
 def _check_shell_syntax(found: Sequence[Word], path: str, report: Diagnostics) -> None:
+    if found and found[-1].unclosed:
+        message = "a quote is not closed, so the rest of the command is one argument"
+        report.warn(message, path, hint="close it, or write it as \\' or \\\"")
+        return
     if not found or _program(found) in _SHELLS:
         return
     assignment = _ASSIGNMENT.match(found[0].text)

@@ -27,10 +27,11 @@ class EmptyCommand(ValueError):
 
 @frozen
 class Word:
-    """An argument, and whether a part of it was quoted."""
+    """An argument, whether a part of it was quoted, and whether a quote in it was not closed."""
 
     text: str
     quoted: bool
+    unclosed: bool = False
 
 
 def strip_comments(text: str) -> str:
@@ -56,7 +57,7 @@ def render_stop(text: str, pid: int) -> list[str]:
 def words(text: str) -> Iterator[Word]:
     """The arguments of a command. A quote that is not closed ends with the text."""
     word: str | None = None
-    quoted = False
+    quoted = unclosed = False
     for piece in _PIECE.finditer("\n".join(map(_continued, strip_comments(text).split("\n")))):
         kind = piece.lastgroup or ""
         part = piece[kind]
@@ -67,8 +68,9 @@ def words(text: str) -> Iterator[Word]:
         elif kind != "escaped" or part not in ("", "\n"):
             word = (word or "") + (_ESCAPE_IN_QUOTES.sub(r"\1", part) if kind == "double" else part)
             quoted = quoted or kind != "plain"
+            unclosed = kind in ("single", "double") and len(piece[0]) < len(part) + 2
     if word is not None:
-        yield Word(word, quoted)
+        yield Word(word, quoted, unclosed)
 
 
 def _continued(line: str) -> str:

@@ -54,14 +54,15 @@ class ModelDraft:
             if isinstance(command, ScalarNode) and command.kind == "str":
                 stripped = command_line.strip_comments(command.text)
                 entries[name] = evolve(command, value=stripped, text=stripped)
-        if entries.get("proxy") is None or is_null(entries["proxy"]):
+        given_proxy = entries.get("proxy") is not None and not is_null(entries["proxy"])
+        if not given_proxy:
             entries["proxy"] = evolve(macros.text(DEFAULT_PROXY), place=self.tree.place)
         effective = macros.effective(self.id, global_macros, self.macros)
         tree = self._inserted(evolve(self.tree, entries=entries), Expander(effective, budget), report)
         in_cmd, in_proxy = macros.uses(tree.get("cmd"), "PORT"), macros.uses(tree.get("proxy"), "PORT")
         if _is_blank(tree.get("cmd")) and in_proxy:
             report.error(
-                f"model {self.id}: cmd is missing, and proxy uses ${{PORT}}",
+                f"model {self.id}: cmd is missing" + (", and proxy uses ${PORT}" if given_proxy else ""),
                 path,
                 hint="set cmd to the command that starts its server, or proxy to the address of one that runs",
             )
@@ -69,8 +70,10 @@ class ModelDraft:
             tree = evolve(tree, entries={**tree.entries, "proxy": macros.text("")})
         elif in_proxy and not in_cmd:
             report.error(
-                f"model {self.id}: proxy uses ${{PORT}} but cmd does not",
-                f"{path}.proxy",
+                f"model {self.id}: proxy uses ${{PORT}} but cmd does not"
+                if given_proxy
+                else f"model {self.id}: cmd has no ${{PORT}}, so the address of the server is unknown",
+                f"{path}.{'proxy' if given_proxy else 'cmd'}",
                 hint="put ${PORT} into cmd, or set proxy to the address the server listens on",
             )
         return evolve(self, tree=tree, template=tree, known=frozenset(effective), wants_port=in_cmd)

@@ -26,7 +26,7 @@ from yaml.events import (
 
 from llamaswap.config import environment
 from llamaswap.config.diagnostics import fail
-from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, SourceLocation
+from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, SourceLocation, is_null, kind_of
 from llamaswap.config.scalars import resolve
 
 # libyaml if PyYAML has it: its events are the same, and it is ten times faster.
@@ -47,7 +47,7 @@ class ConfigText:
 
 
 def parse(source: ConfigText, environ: Mapping[str, str]) -> MappingNode | None:
-    """The first document of a source with its environment variables inserted; None if it is empty or a scalar.
+    """The first document of a source with its environment variables inserted; None if it is empty.
 
     Raises ConfigError.
     """
@@ -57,9 +57,9 @@ def parse(source: ConfigText, environ: Mapping[str, str]) -> MappingNode | None:
             names = _names_outside_comments(text, source.path)
             text = environment.substitute(text, source.path, environ, names)
     root = _compose(text, source.path)
-    if isinstance(root, SequenceNode) and root.items:
+    if (isinstance(root, SequenceNode) and root.items) or (isinstance(root, ScalarNode) and not is_null(root)):
         raise fail(
-            f"{source.path} holds a list, but a mapping is needed",
+            f"{source.path} holds {kind_of(root)}, but a mapping is needed",
             at=root,
             hint="start with a key such as `models:`",
         )

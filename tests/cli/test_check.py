@@ -140,6 +140,21 @@ class CheckTests(SynchronousTestCase):
         found = json.loads(invoke(["check", "--json", path], env={"PATH": "/usr/bin:/bin"}).stdout)
         self.assertEqual((found["valid"], found["missing_programs"]), (True, {"serve": ["cat", "owl"]}))
 
+    def test_missing_file_of_a_model_is_noted_and_not_an_error(self):
+        there = self.file("")
+        path = self.file(
+            "models:\n"
+            f"  owl: {{cmd: 'sh -m {there} --mmproj=/no/p.gguf --port ${{PORT}}'}}\n"
+            "  cat: {cmd: 'sh -m no.gguf --port ${PORT}', replicas: 2}\n"
+            "  far: {cmd: 'docker run -p ${PORT}:80 -m /no/inside.gguf', cmdStop: docker stop far}\n"
+            "  hub: {cmd: 'sh -m pack.module --model org/name --port ${PORT}'}\n"
+        )
+        done = invoke(["check", "--strict", path])
+        self.assertEqual(done.exit_code, 0, done.output)
+        self.assertIn("note     no.gguf does not exist (needed by cat)", done.stderr)
+        found = json.loads(invoke(["check", "--json", path]).stdout)
+        self.assertEqual(found["missing_files"], {"no.gguf": ["cat"], "/no/p.gguf": ["owl"]})
+
     def test_folder_that_cannot_be_used_is_noted_and_not_an_error(self):
         file, shared = Path(self.mktemp()), Path(self.mktemp())
         dangling = Path(self.mktemp())

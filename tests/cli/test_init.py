@@ -28,6 +28,13 @@ class InitTests(SynchronousTestCase):
             self.assertEqual(done.exit_code, 1)
             self.assertIn(f"Error: {output}: ", done.stderr)
 
+    def test_paths_of_models_are_absolute(self):
+        folder = Path(self.mktemp())
+        touch(folder, "m.gguf")
+        done = invoke(["init", "--no-servers", "--models", str(folder), "-o", "-"])
+        self.assertFalse(folder.is_absolute())
+        self.assertIn(f"-m {folder.absolute()}/m.gguf", done.stdout)
+
     def test_init_without_models_explains_where_to_get_one(self):
         folder = Path(self.mktemp())
         folder.mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from llamaswap.cli import service_files
-from llamaswap.cli.service import plan
+from llamaswap.cli.service import missing_for_user, plan
 from tests.cli.doubles import invoke
 
 CONFIG = Path(__file__).parent.parent.parent / "config"
@@ -129,6 +129,18 @@ class CommandTests(SynchronousTestCase):
         path.parent.mkdir()
         path.write_text("models: {}")
         self.assertNotIn("not there yet", invoke(["service", "install", "--user"], env=self.env).stderr)
+
+    def test_what_a_users_service_needs_is_named_at_install(self):
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        session = {"XDG_RUNTIME_DIR": "/run/user/1000"}
+        (hint,) = missing_for_user(session, folder, "ann")
+        self.assertIn("loginctl enable-linger ann", hint)
+        self.assertIn("XDG_RUNTIME_DIR", missing_for_user({}, folder, "ann")[0])
+        (folder / "ann").touch()
+        self.assertEqual(missing_for_user(session, folder, "ann"), [])
+        done = invoke(["service", "install", "--user", "--json"], env={**self.env, "XDG_RUNTIME_DIR": None})
+        self.assertIn("XDG_RUNTIME_DIR", json.loads(done.stdout)["missing"][0])
 
     def test_show_prints_and_writes_no_file(self):
         done = invoke(["service", "show", "--system", "--json"], env=self.env)

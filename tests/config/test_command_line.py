@@ -48,4 +48,4 @@ class InFiles(LoadCase):
         text = "models:\n  owl:\n    cmd: >\n      {}\n      # mid\n      --x\n"
         model = self.ok(text.format("srv -p ${PORT}")).models["owl"]
         self.assertEqual(split(model.cmd), ["srv", "-p", "5800", "#", "mid", "--x"])
-        self.err(text.format("# top ${PORT}"), "owl", "proxy", "PORT")
+        self.err(text.format("# top ${PORT}"), "owl", "cmd is missing", "proxy")

@@ -254,6 +254,28 @@ class CommandTests(FindingCase):
     def test_empty_cmd_is_called_missing(self):
         self.only("models:\n  c:\n    cmd: ''\n", "model c: cmd is missing")
 
+    def test_missing_cmd_is_not_blamed_on_a_proxy_that_is_not_in_the_file(self):
+        for entry, has in (("{name: x}", False), ("{name: x, proxy: 'http://h:${PORT}'}", True)):
+            (found,) = self.found(f"models: {{c: {entry}}}\n")
+            self.assertEqual("proxy uses ${PORT}" in found, has, found)
+        self.only("models: {c: {cmd: serve}}\n", "models.c.cmd: model c: cmd has no ${PORT}, so the address")
+
+    def test_document_that_is_not_a_mapping_is_an_error(self):
+        for text, kind in (("word\n", "text"), ("3\n", "a number"), ("- models\n", "a list"), ("'# all'\n", "text")):
+            self.only(text, "f0.yaml:1", f"holds {kind}, but a mapping is needed", "`models:`")
+
+    def test_quote_that_is_not_closed_is_a_warning(self):
+        for cmd in (
+            "serve --port 18342 'a b",
+            'serve --port 18342 --say "a b',
+            "serve it's",
+            'serve "a\\"',
+            "sh -c 'x",
+        ):
+            self.only(self.cmd(cmd), "f0.yaml:4", "a quote is not closed")
+        for cmd in ("serve --port 18342 'a b'", "serve \"it's\" ''", 'serve "a\\""', "# it's\nserve", r"serve it\'s"):
+            self.assertEqual(self.found(self.cmd(cmd)), [], cmd)
+
     def test_port_of_the_command_that_differs_from_the_proxys_is_a_warning(self):
         for cmd in ("serve --port 18341", "serve --port=18341 -x", "serve -port 18341"):
             self.only(self.cmd(cmd), "f0.yaml:4", "owl", "listens on port 18341", "18342")

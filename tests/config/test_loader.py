@@ -24,7 +24,7 @@ class Defaults(LoadCase):
         group = config.routing.router.settings.groups["(default)"]
         self.assertEqual((group.swap, group.exclusive, group.persistent, group.members), (True, True, False, ()))
         self.assertEqual((config.routing.scheduler.use, dict(config.models)), ("fifo", {}))
-        for text in ("# only\n", "{}", "[]", "---", "word"):
+        for text in ("# only\n", "{}", "[]", "---", "null"):
             self.assertEqual(self.ok(text), config)
 
     def test_unknown_key_loads_with_a_warning_that_names_the_nearest(self):

@@ -1,0 +1,64 @@
+"""What the models of a configuration need and this machine does not have: programs, and files of models.
+
+Neither is an error of the configuration, because the file may be meant for another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+
+from llamaswap.config import Model
+from llamaswap.config.command_line import words
+
+FILE_FLAGS = frozenset(("-m", "--model", "--mmproj", "--lora", "-md", "--model-draft"))
+FILE_SUFFIXES = (".gguf", ".ggml", ".bin", ".safetensors")
+ELSEWHERE = frozenset(("docker", "podman", "nerdctl", "ssh"))  # these start the server where other files are
+
+
+def missing_programs(
+    models: Iterable[Model], which: Callable[[str], str | None] = shutil.which
+) -> dict[str, list[str]]:
+    """The programs that are not installed, each with the models that need it."""
+    return _missing(models, lambda command: command[:1], which)
+
+
+def missing_files(models: Iterable[Model], exists: Callable[[str], object] = os.path.exists) -> dict[str, list[str]]:
+    """The files of models (-m and the like) that do not exist, each with the models that need it."""
+    return _missing(models, _files, exists)
+
+
+def _missing(
+    models: Iterable[Model], needed: Callable[[Sequence[str]], Iterable[str]], there: Callable[[str], object]
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for model in sorted((one for one in models if not one.replica_of), key=lambda one: one.id):
+        for name in needed([word.text for word in words(model.cmd)]):
+            if not there(name):
+                found.setdefault(name, []).append(model.id)
+    return found
+
+
+def _files(command: Sequence[str]) -> Iterator[str]:
+    if ELSEWHERE & {os.path.basename(word) for word in command[:3]}:
+        return
+    for word, following in pairwise((*command, "")):
+        flag, equals, value = word.partition("=")
+        name = value if equals else following
+        # Otherwise it may be the name of a repository, or of a Python module.
+        if flag in FILE_FLAGS and (os.path.isabs(name) or name.endswith(FILE_SUFFIXES)):
+            yield name
+
+
+def findings(models: Sequence[Model]) -> list[str]:
+    """A sentence for each missing program and file."""
+    return [
+        f"{name} {text} (needed by {', '.join(names)})"
+        for found, text in (
+            (missing_programs(models), "is not on this machine, or not in PATH"),
+            (missing_files(models), "does not exist"),
+        )
+        for name, names in found.items()
+    ]
