@@ -68,14 +68,19 @@ class ModelDraft:
             )
             # so that ${PORT} is not reported again
             tree = evolve(tree, entries={**tree.entries, "proxy": macros.text("")})
-        elif in_proxy and not in_cmd:
+        elif in_proxy and not in_cmd and given_proxy:
             report.error(
-                f"model {self.id}: proxy uses ${{PORT}} but cmd does not"
-                if given_proxy
-                else f"model {self.id}: cmd has no ${{PORT}}, so the address of the server is unknown",
-                f"{path}.{'proxy' if given_proxy else 'cmd'}",
+                f"model {self.id}: proxy uses ${{PORT}} but cmd does not",
+                f"{path}.proxy",
                 hint="put ${PORT} into cmd, or set proxy to the address the server listens on",
             )
+        elif in_proxy and not in_cmd:
+            report.error(
+                f"model {self.id}: cmd has no ${{PORT}}, so the address of its server is unknown",
+                path,
+                hint="put ${PORT} into cmd, or set proxy to the address the server listens on",
+            )
+            tree = evolve(tree, entries={**tree.entries, "proxy": macros.text("")})
         return evolve(self, tree=tree, template=tree, known=frozenset(effective), wants_port=in_cmd)
 
     def placed(self, port: int, budget: ExpansionBudget, report: Diagnostics) -> ModelDraft:

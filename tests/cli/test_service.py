@@ -130,7 +130,7 @@ class CommandTests(SynchronousTestCase):
         path.write_text("models: {}")
         self.assertNotIn("not there yet", invoke(["service", "install", "--user"], env=self.env).stderr)
 
-    def test_what_a_users_service_needs_is_named_at_install(self):
+    def test_install_names_what_a_users_service_needs(self):
         folder = Path(self.mktemp())
         folder.mkdir()
         session = {"XDG_RUNTIME_DIR": "/run/user/1000"}

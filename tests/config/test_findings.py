@@ -258,7 +258,7 @@ class CommandTests(FindingCase):
         for entry, has in (("{name: x}", False), ("{name: x, proxy: 'http://h:${PORT}'}", True)):
             (found,) = self.found(f"models: {{c: {entry}}}\n")
             self.assertEqual("proxy uses ${PORT}" in found, has, found)
-        self.only("models: {c: {cmd: serve}}\n", "models.c.cmd: model c: cmd has no ${PORT}, so the address")
+        self.only("models: {c: {cmd: serve}}\n", "models.c: model c: cmd has no ${PORT}, so the address")
 
     def test_document_that_is_not_a_mapping_is_an_error(self):
         for text, kind in (("word\n", "text"), ("3\n", "a number"), ("- models\n", "a list"), ("'# all'\n", "text")):
