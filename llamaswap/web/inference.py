@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from llamaswap.config import Config, Selector
 from llamaswap.errors import BadRequest, NoModelNamed
@@ -17,9 +17,11 @@ from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.task import Task
 from llamaswap.routing.interfaces import TargetChoice
 from llamaswap.routing.router import Router
+from llamaswap.web.auth import refuse_cross_site
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.head_facts import Authenticate, HeadFacts, facts_of
+from llamaswap.web.jobs import JOB_PATHS, LONGEST_ID, JobDirectory, JobFollower, JobPath, job_path, readable
 from llamaswap.web.ollama_requests import OLLAMA_ROUTES, OllamaRequests
 from llamaswap.web.ollama_sink import plain_head
 from llamaswap.web.proxy_handler import ProxyHandler
@@ -51,6 +53,7 @@ ROUTER_PROPERTIES = encode(
         "build_info": "llamaswap",
     }
 )
+JOB_METHODS = (b"GET", b"HEAD", b"POST", b"DELETE")
 LOADING_PATH = b"/v1/chat/completions"
 
 
@@ -71,6 +74,8 @@ def load_refusal(head: RequestHead, model: str) -> str | None:
     if head.method == b"HEAD" or (head.method == b"GET" and path in READ_PATHS):
         request_line = f"{head.method.decode()} {path.decode('latin-1')}"
         return f"model {model} is not loaded, and {request_line} does not load it; a POST to a model route does"
+    if head.method != b"POST" and path.startswith(JOB_PATHS):
+        return f"model {model} is not loaded, so it has no jobs"
     if path == RESPONSES and head.method == b"GET":
         return f"model {model} is not loaded, and whether its server has websockets is known only when it is"
     if form_value(head.query, "autoload").lower() == "false":
@@ -92,15 +97,18 @@ class Inference:
     avoided: Callable[[str], bool] = lambda peer: False
     run: RunBlocking = at_once
     other_route: Callable[[bytes], bool] = lambda path: True
+    jobs: JobDirectory = field(init=False)
     _ollama: OllamaRequests = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.jobs = JobDirectory(self.router, self.handler.clock)
         self._ollama = OllamaRequests(self.router, self.handler, self.run)
 
     def is_model_route(self, head: RequestHead) -> bool:
         """Whether `serve` responds to this request."""
         path = head.path  # the routes of the Ollama API are among them, enabled or not
         served = is_model_path(head.method, path) or is_websocket_route(head)
+        served = served or (head.method in JOB_METHODS and job_path(path) is not None)
         return served or (head.method == b"POST" and not self.other_route(path))
 
     def serve(self, exchange: Exchange) -> Task:
@@ -114,6 +122,9 @@ class Inference:
         none: it got its response.
         """
         config = self.router.config
+        about = job_path(exchange.head.path)
+        if about is not None:
+            return await self._about_job(exchange, config, about)
         if is_websocket_route(exchange.head):
             facts, content = await self._opened(exchange, config)
         elif exchange.head.path in OLLAMA_ROUTES and config.ollama.enabled:
@@ -137,6 +148,29 @@ class Inference:
                 send_response(exchange, 404, PAGE_NOT_FOUND, b"404 page not found\n")
                 return None
         return await self._for_content(exchange, facts, content)
+
+    async def _about_job(self, exchange: Exchange, config: Config, path: JobPath) -> ProxyRequest | None:
+        """A request about a job, for the server that has it, or for the model that is to have it."""
+        head = exchange.head
+        if head.method == b"DELETE":
+            refuse_cross_site(head.first)
+        if not path.part:
+            exchange.head = head = readable(head)
+        facts, content = await self._read(exchange, config)
+        owner = facts.access.name
+        job = self.jobs.find(owner, path.kind, path.id)
+        content.job = JobFollower(self.jobs, owner, path, head.method, job)
+        if job is None and path.kind == "batches" and content.json is not None and not content.model:
+            job = self.jobs.find(owner, "files", content.json.scalar("input_file_id"))  # where its file is
+        if job is None:
+            if path.id and not content.model:
+                raise HttpError(404, f"no such job is known: {path.id[:LONGEST_ID]}; name its model as ?model=NAME")
+            return await self._for_content(exchange, facts, content)
+        target = job.target(config)
+        facts.access.require_model(job.name, *target.names)
+        if head.method == b"POST":
+            target = evolve(target, load_refusal=None)
+        return await self._request(exchange, facts, content, target)
 
     async def _opened(self, exchange: Exchange, config: Config) -> tuple[HeadFacts, RequestContent]:
         """What a websocket is for; it is accepted if only its first event can tell."""
@@ -257,6 +291,7 @@ class Inference:
             metered=exchange.head.method == b"POST",
         )
         request.ollama, request.ttl = content.ollama, content.ttl
+        request.job = content.job
         request.websocket = is_websocket_route(exchange.head)
         request.prefers_post = request.websocket and exchange.head.path == RESPONSES
         if content.websocket is not None and target.own_name != content.model:

@@ -156,7 +156,7 @@ class ProxyHandler:
                 if request.cancelled:
                     raise Cancelled()
                 model = target.model
-                if model is not None and model.id in self.router.config.names.replicas:
+                if model is not None and not request.known_job and model.id in self.router.config.names.replicas:
                     return await self._to_replica(request, model)
                 if model is not None:
                     return await self._to_server(request, model)
@@ -200,7 +200,7 @@ class ProxyHandler:
             await self._send(request, *self.upstream_requests.to_model(request, model, endpoint))
             return
         may_retry = True
-        lease: Lease | None = self.router.lease(model.id, request.standing)
+        lease: Lease | None = request.lease or self.router.lease(model.id, request.standing)
         while True:
             if lease is None:
                 try:
@@ -282,7 +282,7 @@ class ProxyHandler:
             log.info("{model}: {error}; retrying once on a new server", model=model.id, error=error)
             return False
         finally:
-            lease.release()
+            request.release(lease)
             if websocket is not None:
                 websocket.end()
         return True

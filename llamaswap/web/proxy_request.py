@@ -14,7 +14,9 @@ from llamaswap.proxy.exchange import BodySource, Exchange
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.loading import LoadingStream
 from llamaswap.routing.interfaces import TargetChoice
+from llamaswap.routing.leases import Lease
 from llamaswap.web.head_facts import HeadFacts
+from llamaswap.web.jobs import JobFollower
 from llamaswap.web.ollama_sink import OllamaSink
 from llamaswap.web.request_content import RequestContent
 from llamaswap.web.target import Target
@@ -38,7 +40,7 @@ class ProxyRequest(RequestInfo):
     `choice` is the selector's, if one was asked. `failure` is why its content cannot be sent, `decoded` says that it is
     sent without the client's content coding. `ollama` translates the response. `ttl`: from now on the model is unloaded
     after so many idle seconds. `websocket`: it opens one on a model route. `prefers_post`: without one its client sends
-    a POST.
+    a POST. `job` follows the job that the request is about or begins.
     """
 
     exchange: Exchange
@@ -55,6 +57,7 @@ class ProxyRequest(RequestInfo):
     ttl: float | None = None
     websocket: bool = False
     prefers_post: bool = False
+    job: JobFollower | None = None
     cancelled: bool = False
     forwarding: bool = False  # whether a server or peer has been asked
     stop: Callable[[Exception], None] | None = None  # ends the present wait
@@ -193,6 +196,9 @@ class ProxyRequest(RequestInfo):
         self.timestamp = timestamp
         if self.tracked or self.metered:
             self._observers = [observer for factory in factories if (observer := factory.open(self)) is not None]
+        if self.job is not None:
+            self.job.request = self
+            self._observers.append(self.job)
         if self.charge is not None:
             self.exchange.added_headers = self.charge.headers
             self.failure = self.charge.refusal or self.failure
@@ -205,8 +211,23 @@ class ProxyRequest(RequestInfo):
             observer.ended(outcome, error)
         if self.choice is not None:
             self.choice.release()
-        self.content = self.choice = self.stop = self.ollama = self._loading_stream = None
+        self.content = self.choice = self.stop = self.ollama = self.job = self._loading_stream = None
         del self.exchange, self.source  # an observer may keep the record of the request for a while
+
+    @property
+    def known_job(self) -> bool:
+        """Whether only one server can serve it, because that has the job."""
+        return self.job is not None and self.job.job is not None
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease of the running job that it is about."""
+        return self.job.lease if self.job is not None else None
+
+    def release(self, lease: Lease) -> None:
+        """Its attempt with this lease has ended; a job that runs may keep it."""
+        if self.job is None or not self.job.takes(lease):
+            lease.release()
 
     @property
     def standing(self) -> tuple[int, float]:

@@ -16,6 +16,7 @@ from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BODY_COPIES, BytesBody
 from llamaswap.proxy.exchange import BodySource, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
+from llamaswap.web.jobs import JobFollower
 from llamaswap.web.ollama_sink import OllamaSink
 from llamaswap.web.uploads import SplicedBody, read
 from llamaswap.web.websockets import AcceptedWebsocket
@@ -41,7 +42,7 @@ class RequestContent:
     `model` is the name it asks for. After `rename` the edits are in `json`, `query` or `form`; a multipart body is
     edited while it is sent. `decoded`: the body had a content coding, and is sent without it. `ollama` translates the
     response to a request of the Ollama API. `ttl`: the model is to be unloaded after so many idle seconds.
-    `websocket` is the client's, if it was accepted before the model was known.
+    `websocket` is the client's, if it was accepted before the model was known. `job` follows what it asks of a job.
     """
 
     model: str
@@ -56,6 +57,7 @@ class RequestContent:
     ollama: OllamaSink | None = None
     ttl: float | None = None
     websocket: AcceptedWebsocket | None = None
+    job: JobFollower | None = None
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""

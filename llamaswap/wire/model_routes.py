@@ -90,6 +90,12 @@ MODEL_ROUTES: tuple[ModelRoute, ...] = (
         "POST", "/v1/images/variations", "form", "Variations of an image", keep_request=False, keep_response=False
     ),
     ModelRoute("POST", "/v1/images/edits", "form", "Edit an image", keep_request=False, keep_response=False),
+    ModelRoute("POST", "/v1/videos", "form", "Begin to make a video", keep_request=False),
+    ModelRoute("POST", "/v1/files", "form", "Upload a file for a batch", keep_request=False),
+    _json("/v1/batches", "Begin a batch"),
+    ModelRoute("GET", "/v1/videos", "query", "Videos of a loaded model", keep_request=False),
+    ModelRoute("GET", "/v1/files", "query", "Files of a loaded model", keep_request=False),
+    ModelRoute("GET", "/v1/batches", "query", "Batches of a loaded model"),
     ModelRoute("GET", "/v1/audio/voices", "query", "Voices of a model", keep_request=False),
     ModelRoute("GET", "/sdapi/v1/loras", "query", "LoRAs of a model"),
     ModelRoute("GET", "/props", "query", "llama.cpp properties of a loaded model"),

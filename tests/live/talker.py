@@ -13,6 +13,7 @@ CALL = {"id": "call_9", "type": "function", "function": {"name": "weather", "arg
 
 class Talker(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    videos = {}
 
     def log_message(self, *_):
         pass
@@ -26,9 +27,30 @@ class Talker(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self):
+        if self.path.startswith("/v1/videos/"):
+            self.video(*self.path.split("/")[3:])
+            return
         self.reply({"status": "ok", "default_generation_settings": {"n_ctx": 2048}})
 
+    def do_DELETE(self):
+        found = self.videos.pop(self.path.rpartition("/")[2], None)
+        self.reply({"deleted": found is not None}, 404 if found is None else 200)
+
+    def video(self, name, *part):
+        """A video is complete when it was asked for three times."""
+        if name not in self.videos:
+            self.reply({"error": {"message": f"no {name} here"}}, 404)
+            return
+        self.videos[name] += not part
+        done = self.videos[name] >= 3
+        self.reply({"data": name} if part else {"id": name, "status": "completed" if done else "in_progress"})
+
     def do_POST(self):
+        if self.path == "/v1/videos":
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.videos[name := f"video_{len(self.videos) + 1}"] = 0
+            self.reply({"id": name, "status": "queued"})
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/v1/embeddings":
             texts = body["input"] if isinstance(body["input"], list) else [body["input"]]

@@ -23,6 +23,7 @@ def config(**more) -> str:
     talker = f"{sys.executable} -I -S {ROOT}/tests/live/talker.py --port ${{PORT}}"
     broken = f"{sys.executable} -c 'raise SystemExit(3)' ${{PORT}}"
     models = {"talker": {"cmd": talker, "checkEndpoint": "/health"}, "broken": {"cmd": broken}}
+    models["second"] = models["talker"]
     return json.dumps({"models": models, **more})
 
 
@@ -69,10 +70,42 @@ class RouterTests(SynchronousTestCase):
             product.ask("/models/load", {"model": "broken"})
             wait_for(lambda: ("broken", "unloaded", 1) in seen, 15, "the failure")
             statuses = {one["id"]: one["status"] for one in product.json("/models")["data"]}
-            expected = {"talker": {"value": "unloaded"}, "broken": {"value": "unloaded", "failed": True}}
+            expected = {name: {"value": "unloaded"} for name in ("talker", "second")} | {
+                "broken": {"value": "unloaded", "failed": True}
+            }
             self.assertEqual(statuses, expected)
         reader.join(10)
         self.assertFalse(reader.is_alive())
+
+
+class JobTests(SynchronousTestCase):
+    def test_a_video_is_made_while_another_model_waits(self):
+        with Product(config()) as product:
+            made = product.json("/v1/videos", {"model": "talker", "prompt": "a cat"})
+            answers = []
+
+            def other():
+                answers.append(product.ask("/v1/chat/completions", {"model": "second", "messages": HELLO})[0])
+
+            waiting = threading.Thread(target=other, daemon=True)
+            waiting.start()
+            wait_for(lambda: product.json("/api/queue")["queue"], 10, "the queued request")
+            path = f"/v1/videos/{made['id']}"
+            statuses = [product.json(path)["status"] for _ in range(2)]
+            self.assertEqual((statuses, answers), (["in_progress", "in_progress"], []))
+            self.assertEqual(product.json(path)["status"], "completed")
+            waiting.join(20)
+            self.assertEqual(answers, [200])
+            self.assertEqual([product.ask(path)[0], product.ask("/v1/videos/video_9")[0]], [409, 404])
+            self.assertEqual(product.running(), {"second": "ready"})
+
+    def test_a_video_is_read_and_deleted(self):
+        with Product(config()) as product:
+            path = f"/v1/videos/{product.json('/v1/videos', {'model': 'talker'})['id']}"
+            self.assertEqual(product.json(path + "/content"), {"data": path.rpartition("/")[2]})
+            self.assertTrue(product.json(path, method="DELETE")["deleted"])
+            self.assertEqual(product.ask(path)[0], 404)
+            product.ask("/unload")
 
 
 class WebsocketTests(SynchronousTestCase):

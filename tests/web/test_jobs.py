@@ -1,0 +1,247 @@
+"""Jobs: their requests go to the server that has them, and it stays while they run."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Selector
+from llamaswap.proxy.exchange import RequestHead
+from llamaswap.web.head_facts import Authenticated
+from llamaswap.web.jobs import HOLD_TIME, LIFETIME, MAX_JOBS, JobDirectory, job_path
+from llamaswap.web.key_access import KeyAccess
+from tests.web.pipeline import Stage, config, model
+
+FORM = (b"Content-Type", b"multipart/form-data; boundary=b")
+VIDEO = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nal\r\n--b--\r\n'
+
+
+class JobTestCase(SynchronousTestCase):
+    def setUp(self):
+        self.stage = Stage(states={"alpha": "ready"})
+
+    @property
+    def last(self):
+        return self.stage.forwarder.forwarded[-1]
+
+    def answer(self, code=200, **document):
+        self.last.begin(json.dumps(document).encode(), status=code, raw=False)
+        self.last.end()
+
+    def create(self, identity="video_1", status="queued", path=b"/v1/videos"):
+        self.stage.ask(b"POST", path, VIDEO, FORM, (b"Accept-Encoding", b"gzip"))
+        self.answer(id=identity, object="video", status=status)
+
+    def ask(self, method, path, body=b"", *headers):
+        """The request that the server gets; None and the status if it gets none."""
+        before = len(self.stage.forwarder.forwarded)
+        asked = self.stage.ask(method, path, body, *headers)
+        return self.last if len(self.stage.forwarder.forwarded) > before else asked.sink.status
+
+    def held(self):
+        return sum(one.lease is not None and one.lease.releases == 0 for one in self.stage.router.asked)
+
+
+class FollowTests(JobTestCase):
+    def test_later_requests_go_to_the_server_that_has_the_job(self):
+        self.create()
+        self.assertIsNone(self.last.header(b"accept-encoding"))
+        for method, path in (
+            (b"GET", b"/v1/videos/video_1"),
+            (b"HEAD", b"/v1/videos/video_1/content?variant=a"),
+            (b"POST", b"/v1/videos/video_1/remix"),
+        ):
+            found = self.ask(method, path)
+            self.assertEqual((found.upstream.name, found.head.target, found.head.method), ("alpha", path, method))
+            self.answer(id="video_1", status="completed")
+
+    def test_an_unknown_job_is_not_found_and_a_model_in_the_query_is_asked(self):
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/video_9"), 404)
+        self.assertEqual(self.ask(b"GET", b"/v1/batches/video_1"), 404)
+        found = self.ask(b"GET", b"/v1/videos/video_9?model=alpha")
+        self.assertEqual((found.upstream.name, found.head.target), ("alpha", b"/v1/videos/video_9?model=alpha"))
+
+    def test_reads_about_jobs_do_not_load_a_model(self):
+        self.create(status="completed")
+        self.stage.router.states["alpha"] = "stopped"
+        for method, path in (
+            (b"GET", b"/v1/videos/video_1"),
+            (b"GET", b"/v1/videos/video_1/content"),
+            (b"DELETE", b"/v1/videos/video_1"),
+            (b"GET", b"/v1/videos?model=alpha"),
+            (b"GET", b"/v1/videos/x?model=alpha"),
+            (b"DELETE", b"/v1/files/x?model=alpha"),
+        ):
+            self.assertEqual(self.ask(method, path), 409, path)
+
+    def test_a_deleted_job_is_forgotten(self):
+        self.create()
+        self.ask(b"DELETE", b"/v1/videos/video_1")
+        self.answer(id="video_1", deleted=True)
+        self.assertEqual((self.ask(b"GET", b"/v1/videos/video_1"), self.held()), (404, 0))
+
+    def test_a_page_of_another_site_deletes_no_job(self):
+        self.create()
+        foreign = (b"Sec-Fetch-Site", b"cross-site")
+        self.assertEqual(self.ask(b"DELETE", b"/v1/videos/video_1", b"", foreign), 403)
+
+    def test_a_new_job_of_an_old_one_is_followed(self):
+        self.create(status="completed")
+        self.ask(b"POST", b"/v1/videos/video_1/remix", b'{"prompt":"more"}', (b"Content-Type", b"application/json"))
+        self.assertEqual(self.last.sent, b'{"prompt":"more"}')
+        self.answer(id="video_2", status="queued")
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/video_2").upstream.name, "alpha")
+
+    def test_a_batch_goes_to_the_server_that_has_its_file(self):
+        self.create("file-1", "processed", b"/v1/files")
+        asked = (b"POST", b"/v1/batches", b'{"input_file_id": "file-1"}', (b"Content-Type", b"application/json"))
+        self.assertEqual(self.ask(*asked).upstream.name, "alpha")
+        self.answer(id="batch_1", status="validating")
+        self.assertEqual(self.ask(b"POST", b"/v1/batches/batch_1/cancel").upstream.name, "alpha")
+
+    def test_a_job_of_a_selector_stays_at_the_server_that_was_chosen(self):
+        selector = Selector("any", strategy="pin", targets=("beta", "alpha"))
+        self.stage = Stage(config=config(), states={"alpha": "ready", "beta": "ready"})
+        self.stage.router.config.selectors["any"] = selector
+        self.stage.ask(b"POST", b"/v1/videos?model=any", b"")
+        server = self.last.upstream.name
+        self.answer(id="video_1", status="completed")
+        self.assertEqual((server, self.ask(b"GET", b"/v1/videos/video_1").upstream.name), ("beta", "beta"))
+
+    def test_a_job_of_a_peer_is_followed(self):
+        self.stage.ask(b"POST", b"/v1/videos?model=lab/delta", b"")
+        self.answer(id="video_1", status="queued")
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/video_1").upstream.endpoint.port, 7000)
+
+    def test_a_job_of_a_replica_goes_to_that_replica(self):
+        copy = model("alpha.r2", replica_of="alpha")
+        self.stage = Stage(config=config(models=[copy]), states={"alpha": "starting", "alpha.r2": "ready"})
+        self.stage.ask(b"POST", b"/v1/videos?model=alpha", b"")
+        server = self.last.upstream.name
+        self.answer(id="video_1", status="completed")
+        self.stage.router.states.update({"alpha": "ready", "alpha.r2": "ready"})
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/video_1").upstream.name, server)
+
+    def test_a_job_whose_model_was_removed_is_not_found(self):
+        self.create(status="completed")
+        del self.stage.router.config.models["alpha"]
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/video_1"), 404)
+
+    def test_what_is_no_job_is_not_recorded(self):
+        for status, body in (
+            (500, b'{"id":"video_1"}'),
+            (200, b'{"id":7}'),
+            (200, b"not json"),
+            (200, b'{"id":"' + b"v" * 300 + b'"}'),
+            (200, b'{"pad":"' + b"x" * 70_000 + b'","id":"video_1"}'),
+        ):
+            self.stage.ask(b"POST", b"/v1/videos", VIDEO, FORM)
+            self.last.begin(body, status=status, raw=False)
+            self.last.end()
+        self.assertEqual((self.ask(b"GET", b"/v1/videos/video_1"), self.held()), (404, 0))
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/" + b"v" * 300), 404)
+
+    def test_paths_that_are_no_job_paths_are_left_alone(self):
+        for path in (b"/v1/videosx", b"/v1/videos//x", b"/v1/other/x", b"/videos/x"):
+            self.assertIsNone(job_path(path), path)
+        self.assertFalse(self.stage.inference.is_model_route(RequestHead(b"PUT", b"/v1/videos/x", [])))
+
+    def test_a_created_job_is_followed_in_a_document_in_pieces(self):
+        self.stage.ask(b"POST", b"/v1/videos", VIDEO, FORM)
+        self.last.begin(b'{"id":"vid', b'eo_1","sta', b'tus":"queued"}', raw=False)
+        self.last.end()
+        self.assertEqual((self.ask(b"GET", b"/v1/videos/video_1").upstream.name, self.held()), ("alpha", 1))
+
+
+class KeyTests(JobTestCase):
+    def use(self, name, models=None):
+        access = KeyAccess(name, models=models)
+        self.stage.inference.authenticate = lambda head: Authenticated(frozenset(), access)
+
+    def test_a_key_finds_only_its_own_jobs(self):
+        self.use("anna")
+        self.create()
+        self.use("bert")
+        for method in (b"GET", b"DELETE"):
+            self.assertEqual(self.ask(method, b"/v1/videos/video_1"), 404)
+        self.create()  # a server may use an ID twice, for another key
+        self.ask(b"DELETE", b"/v1/videos/video_1")
+        self.answer(deleted=True)
+        self.use("anna")
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/video_1").upstream.name, "alpha")
+
+
+class HoldTests(JobTestCase):
+    """A server that forgets its jobs when it stops must not be stopped for another model in the middle of one."""
+
+    def test_a_running_job_keeps_the_lease_of_the_request_that_began_it(self):
+        self.create()
+        self.assertEqual((len(self.stage.router.asked), self.held()), (1, 1))
+        self.stage.clock.advance(HOLD_TIME)
+        self.assertEqual(self.held(), 0)
+
+    def test_questions_about_a_running_job_are_served_with_its_lease(self):
+        """With a concurrency limit of 1 they would wait for the job otherwise."""
+        self.create()
+        for _ in range(3):
+            self.stage.clock.advance(HOLD_TIME - 1)
+            self.ask(b"GET", b"/v1/videos/video_1")
+            self.answer(id="video_1", status="in_progress")
+        self.assertEqual((len(self.stage.router.asked), self.held()), (1, 1))
+        self.ask(b"GET", b"/v1/videos/video_1/content")
+        self.answer(404, error={})
+        self.assertEqual(self.held(), 1)
+        self.ask(b"GET", b"/v1/videos/video_1")
+        self.answer(id="video_1", status="completed")
+        self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
+        self.ask(b"GET", b"/v1/videos/video_1/content")
+        self.assertEqual(len(self.stage.router.asked), 2)
+
+    def test_a_job_that_is_done_at_once_keeps_nothing(self):
+        self.create(status="completed")
+        self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
+
+    def test_a_job_that_the_server_does_not_know_any_more_is_released(self):
+        self.create()
+        self.ask(b"GET", b"/v1/videos/video_1")
+        self.answer(404, error={})
+        self.assertEqual(self.held(), 0)
+
+    def test_a_lease_of_a_server_that_has_exited_is_not_used(self):
+        self.create()
+        self.stage.router.asked[0].lease.process.lost = True
+        self.ask(b"GET", b"/v1/videos/video_1")
+        self.answer(id="video_1", status="queued")
+        self.assertEqual((len(self.stage.router.asked), self.held()), (2, 1))
+
+    def test_a_client_that_leaves_while_its_job_begins_keeps_nothing(self):
+        asked = self.stage.ask(b"POST", b"/v1/videos", VIDEO, FORM)
+        asked.leave()
+        self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
+
+    def test_a_client_that_leaves_during_a_question_loses_nothing(self):
+        self.create()
+        self.stage.ask(b"GET", b"/v1/videos/video_1").leave()
+        self.assertEqual(self.held(), 1)
+
+
+class DirectoryTests(SynchronousTestCase):
+    def setUp(self):
+        self.stage = Stage()
+        self.jobs = JobDirectory(self.stage.router, self.stage.clock)
+
+    def test_the_jobs_that_were_not_asked_for_longest_are_forgotten(self):
+        for number in range(MAX_JOBS):
+            self.jobs.add("", "files", str(number), "alpha", "alpha")
+        self.jobs.find("", "files", "0")
+        self.jobs.add("", "files", "last", "alpha", "alpha")
+        found = [self.jobs.find("", "files", name) is not None for name in ("0", "1", "2", "last")]
+        self.assertEqual(found, [True, False, True, True])
+
+    def test_a_job_expires(self):
+        self.jobs.add("", "files", "old", "alpha", "alpha")
+        self.stage.clock.advance(LIFETIME - 1)
+        self.assertIsNotNone(self.jobs.find("", "files", "old"))
+        self.stage.clock.advance(LIFETIME + 1)
+        self.assertIsNone(self.jobs.find("", "files", "old"))
