@@ -28,7 +28,8 @@ from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.request_content import RequestContent, read_content, short_json
 from llamaswap.web.target import Target
-from llamaswap.web.websockets import RESPONSES, AcceptedWebsocket, is_websocket_route, no_websocket
+from llamaswap.web.websockets import EARLY_TOGETHER, RESPONSES, AcceptedWebsocket, is_websocket_route, no_websocket
+from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.filters import FilterError
 from llamaswap.wire.form import form_value
 from llamaswap.wire.model_routes import MODEL_ROUTES
@@ -99,6 +100,9 @@ class Inference:
     other_route: Callable[[bytes], bool] = lambda path: True
     jobs: JobDirectory = field(init=False)
     _ollama: OllamaRequests = field(init=False)
+    _early: ByteBudget = field(
+        factory=lambda: ByteBudget("early websocket events", lambda _: EARLY_TOGETHER), init=False
+    )
 
     def __attrs_post_init__(self) -> None:
         self.jobs = JobDirectory(self.router, self.handler.clock)
@@ -182,7 +186,7 @@ class Inference:
         if not content.model and optional and not config.routing.default_model:
             raise no_websocket("it names no model in its query")
         if not content.model and not optional:
-            content.websocket = AcceptedWebsocket(exchange, self.handler.clock)
+            content.websocket = AcceptedWebsocket(exchange, self.handler.clock, self._early)
             content.model = await content.websocket.model()
         return facts, content
 

@@ -24,6 +24,7 @@ from llamaswap.routing.interfaces import Standing
 from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
 from llamaswap.web.errors import HttpError
+from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.headers import ResponseHeaders, is_websocket
 from llamaswap.wire.openai import encode
 from llamaswap.wire.websocket import (
@@ -42,7 +43,8 @@ from llamaswap.wire.websocket import (
 RESPONSES, REALTIME = b"/v1/responses", b"/v1/realtime"
 PATHS = frozenset((RESPONSES, REALTIME))
 NAMING_TIME = 30.0  # seconds from the handshake in which a client names its model
-EARLY_LIMIT = 1 << 20  # bytes of events that are kept until the model's server is connected
+EARLY_LIMIT = 1 << 20  # bytes of a client's events that are kept until the model's server is connected
+EARLY_TOGETHER = 64 << 20  # bytes of them of all clients
 ERROR_LIMIT = 1 << 16  # bytes of a server's answer that is not a websocket
 IDLE_TIME = 10.0  # seconds without a message after which a websocket does not keep its model loaded
 
@@ -112,8 +114,9 @@ class AcceptedWebsocket(Protocol):
 
     started = False  # as a sink: the server's handshake is still awaited
 
-    def __init__(self, exchange: Exchange, clock: IReactorTime) -> None:
+    def __init__(self, exchange: Exchange, clock: IReactorTime, budget: ByteBudget) -> None:
         self._exchange = exchange
+        self._budget = budget
         self._reader = MessageReader(EARLY_LIMIT)
         self._messages: list[tuple[int, bytes]] = []
         self._size = 0
@@ -158,6 +161,11 @@ class AcceptedWebsocket(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         try:
+            if self._size + len(data) > EARLY_LIMIT:
+                raise BadFrame("too much was sent before the model was ready", 1009)
+            if not self._budget.take(len(data)):
+                raise BadFrame("too much was sent by all clients before their models were ready", 1013)
+            self._size += len(data)
             for opcode, payload in self._reader.feed(data):
                 self._message(opcode, payload)
         except BadFrame as error:
@@ -169,9 +177,6 @@ class AcceptedWebsocket(Protocol):
         elif opcode == CLOSE:
             self._fail("the client closed it", 1000)
         elif opcode != PONG:
-            self._size += len(payload)
-            if self._size > EARLY_LIMIT:
-                raise BadFrame("too much was sent before the model was ready", 1009)
             self._messages.append((opcode, payload))
             if self._naming < 0 and (name := _named_model(payload)) is not None:
                 self._naming = len(self._messages) - 1
@@ -183,7 +188,12 @@ class AcceptedWebsocket(Protocol):
         self.wire.loseConnection()
         self.connectionLost()
 
+    def _give_back(self) -> None:
+        self._budget.give_back(self._size)
+        self._size = 0
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._give_back()
         if self._timer.active():
             self._timer.cancel()
         self._exchange.client_left()
@@ -199,6 +209,7 @@ class AcceptedWebsocket(Protocol):
         sent = [frame(opcode, payload, masked=True) for opcode, payload in self._messages]
         pipe.received(b"".join(sent) + self._reader.unread)
         self._messages.clear()
+        self._give_back()
         return self.wire
 
     def head(self, status: int, reason: bytes, headers: ResponseHeaders, *, raw: bool, data: bytes = b"") -> None:

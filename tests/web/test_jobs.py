@@ -128,7 +128,7 @@ class FollowTests(JobTestCase):
         del self.stage.router.config.models["alpha"]
         self.assertEqual(self.ask(b"GET", b"/v1/videos/video_1"), 404)
 
-    def test_what_is_no_job_is_not_recorded(self):
+    def test_answers_without_a_job_are_not_recorded(self):
         for status, body in (
             (500, b'{"id":"video_1"}'),
             (200, b'{"id":7}'),

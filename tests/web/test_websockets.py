@@ -16,7 +16,7 @@ from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.tunnel import ClientPipe
 from llamaswap.web.head_facts import Authenticated
 from llamaswap.web.key_access import KeyAccess
-from llamaswap.web.websockets import EARLY_LIMIT, IDLE_TIME, NAMING_TIME
+from llamaswap.web.websockets import EARLY_LIMIT, EARLY_TOGETHER, IDLE_TIME, NAMING_TIME
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.websocket import BINARY, CLOSE, PING, PONG, TEXT, MessageReader, frame
 from tests.proxy.doubles import Wire
@@ -192,6 +192,18 @@ class FirstEventTests(SynchronousTestCase):
         self.client.send(sound)
         self.assertEqual(self.client.frames()[-1][1][:2], (1009).to_bytes(2, "big"))
         self.assertEqual(self.client.done, [None])
+
+    def test_events_of_all_clients_together_are_bounded(self):
+        self.stage.router.auto = False
+        sound, clients = frame(BINARY, bytes(EARLY_LIMIT - 100), masked=True), []
+        for _ in range(EARLY_TOGETHER // len(sound) + 1):
+            clients.append(self.open())
+            self.client.send(sound)
+        self.assertEqual(self.client.frames()[-1][1][:2], (1013).to_bytes(2, "big"))
+        for client in clients:
+            client.leave()
+        self.open().send(sound)
+        self.assertFalse(self.client.wire.closing)
 
     def test_malformed_frames_end_it(self):
         self.open().send(b"\xff\xff\xff\xff")
