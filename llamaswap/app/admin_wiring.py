@@ -1,6 +1,7 @@
 """The admin site: its groups of endpoints, wired to the service's parts.
 
-It is here and not in `web`, because the parts come from every layer.
+It is here and not in `web`, because the parts come from every layer. The first request for the site imports this module
+and all the endpoints.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.web.resource import IResource
 
@@ -25,14 +26,13 @@ from llamaswap.version import build as build_info
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import peers as peers_routes
 from llamaswap.web.admin_request import AdminRequest
-from llamaswap.web.app import Admin
-from llamaswap.web.auth import Authenticator, HostCheck, machine_names
+from llamaswap.web.app import Admin, AdminSite
+from llamaswap.web.auth import HostCheck, machine_names
 from llamaswap.web.config_api import ConfigEndpoints
 from llamaswap.web.configfile import ConfigFile
 from llamaswap.web.discovery import DiscoveryEndpoints
 from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
-from llamaswap.web.inference import Inference
 from llamaswap.web.lease_api import LeaseEndpoints
 from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.llama_router import LlamaRouterEndpoints, encoded
@@ -44,18 +44,18 @@ from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
 from llamaswap.web.ollama_models import OllamaModelEndpoints
 from llamaswap.web.openapi import OpenApi
-from llamaswap.web.passthrough import Passthrough, resource
+from llamaswap.web.passthrough import resource
 from llamaswap.web.processes import ProcessEndpoints
 from llamaswap.web.profiles import ProfileEndpoints
 from llamaswap.web.proxy_routes import ProxyRoutes
 from llamaswap.web.route_table import ROUTES
-from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
 from llamaswap.web.usage import UsageEndpoints
 
 if TYPE_CHECKING:
     from llamaswap.app.parts import ServiceParts
+    from llamaswap.app.web_parts import WebParts
     from llamaswap.web.loopback_client import LoopbackClient
 
 ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}  # and how a local client reaches it
@@ -66,22 +66,31 @@ class AdminWiring:
     """Makes the admin site from the service's parts."""
 
     parts: ServiceParts
-    streams: StreamingResponses
+    web: WebParts
+    load_tests: LoadTests = field(init=False)
 
-    def admin(
-        self, keys: Authenticator, inference: Inference, passthrough: Passthrough, load_tests: LoadTests
-    ) -> Admin:
+    @load_tests.default
+    def _load_tests(self) -> LoadTests:
+        config = lambda: self.parts.models.router.config
+        return LoadTests(config, self.parts.context.reactor, self._loopback_sender())
+
+    def site(self) -> AdminSite:
+        """The site, with its Klein app."""
+        web = self.web
+        return AdminSite(self._admin(), self.parts.context.reactor, web.access, web.memory, web.disk)
+
+    def _admin(self) -> Admin:
         """The Klein side: one object for each group of routes."""
         context, router, seen = self.parts.context, self.parts.models.router, self.parts.observability
         reactor, config_file = context.reactor, self._config_file()
         config = lambda: router.config
         # Its own thread: a network folder that hangs must not delay other work.
         discovery_thread = WorkerThread("discovery", reactor)
-        model_routes = resource(inference.serve, reactor)
+        model_routes = resource(self.web.inference.serve, reactor)
         groups = [
             ProxyRoutes(
                 model_routes,
-                resource(passthrough.serve, reactor),
+                resource(self.web.passthrough.serve, reactor),
             ),
             *self._model_groups(model_routes),
             SystemEndpoints(
@@ -89,13 +98,13 @@ class AdminWiring:
                 seen.machine,
                 hardware=lambda: seen.hardware.snapshot,
                 metrics_page=seen.metrics.render,
-                features=lambda: self._features(load_tests),
+                features=lambda: self._features(),
                 upgrade=context.upgrade_status,
                 ollama_version=lambda call: config().ollama.version if self._for_ollama(call) else None,
             ),
             MemoryEndpoints(self.parts.memory.report),
             LeaseEndpoints(self.parts.models.leases, router, reactor),
-            ConfigEndpoints(config_file, config, context.bus, self.parts.config_thread),
+            ConfigEndpoints(config_file, config, self.web.reloads, self.parts.config_thread),
             DiscoveryEndpoints(
                 allowed=lambda: config_file.editable,
                 config=config,
@@ -108,16 +117,16 @@ class AdminWiring:
                 config_file,
                 config,
                 self.parts.config_thread,
-                self.streams,
+                self.web.streams,
                 CommandPuller(reactor, context.child_environ),
                 reactor,
                 model_routes,
             ),
-            load_tests,
+            self.load_tests,
             OpenApi(ROUTES, build_info()),
         ]
         hosts = HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts)
-        return Admin(groups, keys, hosts, lambda: config().security.cors)
+        return Admin(groups, self.web.keys, hosts, lambda: config().security.cors)
 
     def _for_ollama(self, call: AdminRequest) -> bool:
         """Whether a request came to the address for Ollama's clients."""
@@ -133,10 +142,10 @@ class AdminWiring:
         return [
             listing,
             LmStudioEndpoints(listing),
-            LlamaRouterEndpoints(router, context.bus, self.streams, EventFanout(context.reactor, encoded)),
+            LlamaRouterEndpoints(router, context.bus, self.web.streams, EventFanout(context.reactor, encoded)),
             OllamaEndpoints(router, listing, self.parts.memory.report, model_routes, time.time),
             ProcessEndpoints(router),
-            LogEndpoints(registry, config, self.streams),
+            LogEndpoints(registry, config, self.web.streams),
             ProfileEndpoints(router),
             peers_routes.PeerEndpoints(config, models.peers),
             UiFiles(Path(__file__).parent.with_name("web") / "ui_dist", router, self._for_ollama),
@@ -146,13 +155,13 @@ class AdminWiring:
                 registry,
                 seen.inflight,
                 seen.activity,
-                self.streams,
+                self.web.streams,
                 models.peers,
                 seen.machine,
                 EventFanout(context.reactor),
                 capabilities,
             ),
-            activity_routes.ActivityEndpoints(seen.activity, seen.inflight, self.streams),
+            activity_routes.ActivityEndpoints(seen.activity, seen.inflight, self.web.streams),
             UsageEndpoints(config, seen.activity, seen.key_usage),
             ModelEndpoints(
                 router,
@@ -167,7 +176,7 @@ class AdminWiring:
             ),
         ]
 
-    def loopback_sender(self) -> Generator | None:
+    def _loopback_sender(self) -> Generator | None:
         """Sends the requests of load tests over the loopback interface, as any client would; None if that cannot work:
         the service listens on a unix socket, or with a certificate that is not checked here."""
         reactor, listen = self.parts.context.reactor, self.parts.context.settings.listen
@@ -197,7 +206,7 @@ class AdminWiring:
             allowed=settings.allow_config_edit,
         )
 
-    def _features(self, load_tests: LoadTests) -> dict[str, bool]:
+    def _features(self) -> dict[str, bool]:
         seen, settings = self.parts.observability, self.parts.context.settings
         return {
             "performance": seen.machine.enabled,
@@ -205,7 +214,7 @@ class AdminWiring:
             "config_edit": settings.allow_config_edit and bool(settings.config),
             "captures": seen.captures.enabled,
             "store": self.parts.models.router.config.store is not None,
-            "loadtest": load_tests.send is not None,
+            "loadtest": self.load_tests.send is not None,
         }
 
     def _own_url(self) -> bytes:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from llamaswap.app.memory_document import MemoryReport
 from llamaswap.app.settings import ServiceContext
 from llamaswap.config import Config
 from llamaswap.config.command_line import split
@@ -38,6 +38,7 @@ from llamaswap.servers import procfs
 from llamaswap.wire.byte_budget import MIB
 
 if TYPE_CHECKING:
+    from llamaswap.app.memory_document import MemoryReport
     from llamaswap.app.model_parts import ModelParts
     from llamaswap.memory.estimate import Estimator
     from llamaswap.observe.logs import LogRegistry
@@ -90,14 +91,21 @@ class MemoryParts:
             estimating=lambda: router.config.routing.memory.mode == "on",
             rest=self._rest,
         )
-        self.report = MemoryReport(
+        self._subscribe()
+
+    @cached_property
+    def report(self) -> MemoryReport:
+        """Makes the document of /api/memory."""
+        from llamaswap.app.memory_document import MemoryReport  # here, because only the admin site needs it
+
+        router = self.models.router
+        return MemoryReport(
             self.monitor,
             lambda device: self._names.get(device, ""),
             lambda: router.config.routing,
-            models.leases.all,
+            self.models.leases.all,
             router.with_leases,
         )
-        self._subscribe()
 
     def start(self) -> None:
         """Begin, unless the configuration says off."""

@@ -44,7 +44,6 @@ from llamaswap.proxy.listen import refusal
 from llamaswap.servers.orphans import sweep
 from llamaswap.upgrade import program
 from llamaswap.upgrade.program import InheritedState
-from llamaswap.web.processes import stalled
 
 log = Logger("llamaswap.app.service")
 
@@ -145,7 +144,7 @@ class LlamaSwap(MultiService):
 
     def _running(self) -> None:
         self.notifier.ready("listening")
-        self.notifier.start_watchdog(lambda: not stalled(self.parts.models.router.health()))
+        self.notifier.start_watchdog(lambda: not self.parts.models.router.health().stalled)
         if not self.observed:
             globalLogPublisher.addObserver(self.observe)  # type: ignore[arg-type] # a method is callable
         self._handle_signals()

@@ -104,7 +104,8 @@ class Shutdown:
             await maybeDeferred(port.stopListening)
         await self.ollama.close()
         web.streams.end_all()
-        web.load_tests.close()
+        if web.load_tests is not None:
+            web.load_tests.close()
         web.factory.drain()
 
     async def _stop_servers(self, seconds: float) -> None:

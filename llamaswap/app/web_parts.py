@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from llamaswap.app.admin_wiring import AdminWiring
+from twisted.internet.defer import Deferred
+
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.proxy.byte_budget import disk_budget, memory_budget
@@ -21,21 +23,23 @@ from llamaswap.proxy.task import Task
 from llamaswap.servers.environment import for_servers
 from llamaswap.web import errors
 from llamaswap.web.access_log import AccessLogger
-from llamaswap.web.app import AdminSite, has_route
 from llamaswap.web.auth import Authenticator
 from llamaswap.web.error_response import ErrorSender
 from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import Inference
-from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.passthrough import Passthrough
 from llamaswap.web.proxy_handler import ProxyHandler
+from llamaswap.web.reload_record import ReloadRecord
 from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.upstream_request import UpstreamRequests
 from llamaswap.wire.paths import FOREIGN
 
 if TYPE_CHECKING:
+    from twisted.web.server import Site
+
     from llamaswap.app.parts import ServiceParts
+    from llamaswap.web.loadtest import LoadTests
 
 ADMIN_BODY_LIMIT = 16 * 1024 * 1024  # bytes; many times the largest configuration
 UNAUTHENTICATED_BODY_LIMIT = 64 * 1024  # bytes of a body whose response is 401
@@ -43,21 +47,29 @@ UNAUTHENTICATED_BODY_LIMIT = 64 * 1024  # bytes of a body whose response is 401
 
 class WebParts:
     """The parts that serve requests, around the others of `parts`. `factory` makes the client connections, `streams`
-    are the open feeds."""
+    are the open feeds.
+
+    The admin site is made when the first request for it comes: its modules are a fifth of the start and 8 MB. They are
+    imported on a thread, because models may be serving by then.
+    """
+
+    load_tests: LoadTests | None = None
 
     def __init__(self, parts: ServiceParts) -> None:
+        self._parts = parts
         reactor, models = parts.context.reactor, parts.models
         router = models.router
-        keys = Authenticator(lambda: router.config.api_keys)
+        self.keys = keys = Authenticator(lambda: router.config.api_keys)
         parser = WorkerThread("parser", reactor)
         self.proxy = build_proxy(parts, parser)
-        inference = Inference(router, self.proxy, keys, models.peers.avoided, parser, has_route)
-        passthrough = Passthrough(router, self.proxy, keys, parser)
+        self._has_route: Callable[[bytes], bool] = lambda path: True  # until the admin site's routes are known
+        self.inference = inference = Inference(
+            router, self.proxy, keys, models.peers.avoided, parser, lambda path: self._has_route(path)
+        )
+        self.passthrough = passthrough = Passthrough(router, self.proxy, keys, parser)
         self.streams = StreamingResponses()
-        wiring = AdminWiring(parts, self.streams)
-        self.load_tests = LoadTests(lambda: router.config, reactor, wiring.loopback_sender())
-        access, memory, disk = AccessLog(parts.logs.formatter), memory_budget(), disk_budget()
-        admin = wiring.admin(keys, inference, passthrough, self.load_tests)
+        self.reloads = ReloadRecord(parts.context.bus)
+        self.access, self.memory, self.disk = AccessLog(parts.logs.formatter), memory_budget(), disk_budget()
 
         def serve(exchange: Exchange) -> Task:
             served = passthrough if exchange.head.target.startswith(FOREIGN) else inference
@@ -66,14 +78,27 @@ class WebParts:
         self.factory = ProxyServerFactory(
             lambda head: inference.is_model_route(head) or passthrough.is_expecting(head),
             serve,
-            AdminSite(admin, reactor, access, memory, disk),
+            None,
             reactor,
-            memory=memory,
-            disk=disk,
+            memory=self.memory,
+            disk=self.disk,
             body_limit=lambda head: body_limit(keys, head),
-            served=AccessLogger(access, reactor),
+            served=AccessLogger(self.access, reactor),
             origins=lambda: router.config.security.cors.allow_origins,
+            load_site=self._load_site,
         )
+
+    def _load_site(self) -> Deferred[Site]:
+        imported = self._parts.config_thread(lambda: import_module("llamaswap.app.admin_wiring"))
+        return imported.addCallback(lambda _: self._make_site())
+
+    def _make_site(self) -> Site:
+        from llamaswap.app.admin_wiring import AdminWiring
+        from llamaswap.web.app import has_route
+
+        wiring = AdminWiring(self._parts, self)
+        self.load_tests, self._has_route = wiring.load_tests, has_route
+        return wiring.site()
 
 
 def build_proxy(parts: ServiceParts, parser: WorkerThread) -> ProxyHandler:

@@ -22,7 +22,7 @@ from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, write_through
 from llamaswap.proxy.framing import Framing, HeadTooSlow, MalformedMessage, find_head_end, with_target
 from llamaswap.proxy.response_framer import refusal
-from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteTransport
+from llamaswap.proxy.site_transaction import SiteLink, SiteTransaction
 from llamaswap.proxy.transaction import HttpTransaction, ProxyTransaction
 from llamaswap.proxy.transport import TcpTransport, client_has_closed, peer_host
 from llamaswap.proxy.tunnel import ClientPipe
@@ -44,6 +44,7 @@ class ConnectionState(Enum):
 
     IDLE = auto()  # between requests
     READING_HEAD = auto()  # part of a head has come
+    LOADING_SITE = auto()  # the site, which a request is for, is being loaded
     HANDLING = auto()  # a request is handled
     DRAINING = auto()  # the response is complete; the rest of the request's body is read and discarded
     TUNNELLING = auto()  # its bytes belong to a tunnel
@@ -72,8 +73,7 @@ class ClientConnection(Protocol):
         self._reading = False  # `_read` is on the stack
         self._first_request = True  # no request has come yet
         self._paused = False
-        self._channel: SiteChannel | None = None
-        self._site_transport: SiteTransport | None = None
+        self._site_link: SiteLink | None = None
         self._pipe: ClientPipe | None = None
         self._close_check: IDelayedCall | None = None
         self._linger: IDelayedCall | None = None
@@ -120,9 +120,9 @@ class ClientConnection(Protocol):
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.lost(reason)
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.connectionLost(reason)
+        link, self._site_link = self._site_link, None
+        if link is not None:
+            link.channel.connectionLost(reason)
 
     # -- reading requests
 
@@ -146,7 +146,8 @@ class ClientConnection(Protocol):
                     self._pipe.received(data)
                     return
                 transaction = self._transaction
-                assert transaction is not None  # it belongs to the state
+                if transaction is None:
+                    break  # the site is being loaded
                 if not transaction.body_done:
                     if not data:
                         break
@@ -189,6 +190,11 @@ class ClientConnection(Protocol):
         if known.routed is None:
             known.routed = self.owner.routes(head)
         if not known.routed:
+            if self.owner.site is None:
+                known.routed = None
+                self._state = ConnectionState.LOADING_SITE
+                self.owner.need_site(self)
+                return None
             self._begin_site(with_target(raw, head.target), framing, self.owner.body_limit(head))
             return rest
         length = framing.length
@@ -236,18 +242,16 @@ class ClientConnection(Protocol):
     # -- requests for the site
 
     def _begin_site(self, raw: bytes, framing: Framing, body_limit: int) -> None:
-        if (framing.length or 0) > body_limit:
-            raise BodyTooLarge(body_limit)
-        channel, transport = self._channel, self._site_transport
-        if channel is None or transport is None:
-            transport = self._site_transport = SiteTransport(self)
-            channel = self._channel = SiteChannel(self.owner.site, self._site_completed)
-            channel.makeConnection(transport)
-        self._transaction = SiteTransaction(self, framing, channel, transport, body_limit)
-        if transport.producer is not None:
-            self.wire.registerProducer(transport.producer, True)
-            channel.resumeProducing()  # it may have been left paused after its last request
-        channel.dataReceived(raw)
+        assert self.owner.site is not None  # else it is loaded first
+        link = self._site_link = self._site_link or SiteLink(self, self.owner.site, self._site_completed)
+        self._transaction = SiteTransaction(self, framing, link, body_limit)
+        link.begin(raw)
+
+    def site_loaded(self) -> None:
+        """The site can serve the request that has waited for it."""
+        if self._state is ConnectionState.LOADING_SITE:
+            self._state = ConnectionState.IDLE
+            self._read(self._buffer)
 
     def _site_completed(self) -> None:
         transaction = self._transaction
@@ -262,9 +266,9 @@ class ClientConnection(Protocol):
         if self._reading or self._state in (ConnectionState.CLOSED, ConnectionState.TUNNELLING):
             return
         transaction = self._transaction
-        if transaction is None:
+        if transaction is None and self._state is not ConnectionState.LOADING_SITE:
             wanted = not self.owner.holding or self.expects_first_request
-        elif not transaction.body_done:
+        elif transaction is not None and not transaction.body_done:
             wanted = transaction.wants_body
         else:
             wanted = len(self._buffer) < PIPELINE_LIMIT

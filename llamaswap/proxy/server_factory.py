@@ -6,12 +6,14 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory
-from twisted.web.server import Site
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llamaswap.proxy.client_connection import ClientConnection
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -22,6 +24,9 @@ from llamaswap.proxy.incoming_body import SPOOL_THRESHOLD
 from llamaswap.proxy.task import Awaitable
 from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
 
+if TYPE_CHECKING:
+    from twisted.web.server import Site
+
 HEAD_TIMEOUT = 60.0  # seconds for a head to be complete
 IDLE_TIMEOUT = 75.0  # seconds; longer than the 60 for which common proxies keep their side
 BODY_TIMEOUT = 120.0  # seconds between two pieces of a body; a stalled client may hold a model that others wait for
@@ -29,6 +34,7 @@ SWEEP_INTERVAL = 5.0  # seconds
 TRIM_DELAY = 0.02  # seconds in which clients that leave together have left
 
 trim = trimmer()
+log = Logger()
 
 
 @define(eq=False, slots=False)
@@ -36,7 +42,8 @@ class ProxyServerFactory(Factory):
     """Makes a ClientConnection for each client.
 
     `routes(head)` says, of the head alone, whether a request goes to `handler(exchange)`; every other goes to the
-    twisted.web `site`. What the handler returns ends when the response is complete or will never be; then
+    twisted.web `site`. If that is None, `load_site` makes it when the first request for it comes, and `routes` is asked
+    again. What the handler returns ends when the response is complete or will never be; then
     `served(exchange, status, bytes)` is called with what went out (status 0: nothing). Times are in seconds,
     `spool_threshold` in bytes; `spool_folder` None is the system's folder for temporary files. `body_limit(head)` is
     how many bytes the body of a request for the site may have; `memory` and `disk` bound all other bodies. Pages of
@@ -46,7 +53,7 @@ class ProxyServerFactory(Factory):
     noisy = False
     routes: Callable[[RequestHead], bool]
     handler: Callable[[Exchange], Awaitable]
-    site: Site
+    site: Site | None
     clock: IReactorTime
     head_timeout: float = HEAD_TIMEOUT
     idle_timeout: float = IDLE_TIMEOUT
@@ -58,12 +65,14 @@ class ProxyServerFactory(Factory):
     body_limit: Callable[[RequestHead], int] = lambda head: sys.maxsize
     served: Callable[[Exchange, int, int], None] = lambda exchange, status, sent: None
     origins: Callable[[], Collection[str]] = lambda: ("*",)
+    load_site: Callable[[], Deferred[Site]] = Deferred
     parse_request: Callable[[bytes], tuple[RequestHead, Framing]] = field(factory=request_parser, init=False)
     draining: bool = field(default=False, init=False)
     holding: bool = field(default=False, init=False)
     _connections: set[ClientConnection] = field(factory=set, init=False)
     _memory_trimmer: LowWaterTrimmer = field(init=False)
     _sweep: IDelayedCall | None = field(default=None, init=False)
+    _waiting_for_site: list[ClientConnection] = field(factory=list, init=False)
 
     @_memory_trimmer.default
     def _default_memory_trimmer(self) -> LowWaterTrimmer:
@@ -73,10 +82,32 @@ class ProxyServerFactory(Factory):
         return ClientConnection(self)
 
     def startFactory(self) -> None:
-        self.site.doStart()
+        if self.site is not None:
+            self.site.doStart()
 
     def stopFactory(self) -> None:
-        self.site.doStop()
+        if self.site is not None:
+            self.site.doStop()
+
+    def need_site(self, connection: ClientConnection) -> None:
+        """Load the site; then the connection is told so, or closed if that failed."""
+        self._waiting_for_site.append(connection)
+        if len(self._waiting_for_site) == 1:
+            self.load_site().addCallbacks(self._site_loaded, self._site_failed)
+
+    def _site_loaded(self, site: Site) -> None:
+        self.site = site
+        if self.numPorts:
+            site.doStart()
+        waiting, self._waiting_for_site = self._waiting_for_site, []
+        for connection in waiting:
+            connection.site_loaded()
+
+    def _site_failed(self, failure: Failure) -> None:
+        log.failure("the admin site cannot be loaded; closing the connections that wait for it", failure)
+        waiting, self._waiting_for_site = self._waiting_for_site, []
+        for connection in self._connections.intersection(waiting):
+            connection.abort()
 
     @property
     def connections(self) -> int:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITransport
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
-from twisted.web.server import Site
 from zope.interface import directlyProvides, implementer, providedBy
 
 from llamaswap.errors import BodyTooLarge
@@ -16,6 +15,8 @@ from llamaswap.proxy.framing import HEAD_LIMIT, HEADER_COUNT, Framing
 from llamaswap.proxy.transaction import HttpTransaction
 
 if TYPE_CHECKING:
+    from twisted.web.server import Site
+
     from llamaswap.proxy.client_connection import ClientConnection
 
 
@@ -88,34 +89,45 @@ class SiteTransport:
         return getattr(self.connection.wire, name)
 
 
+class SiteLink:
+    """What a connection has for the site from its first request there: the channel, and what that writes to."""
+
+    def __init__(self, connection: ClientConnection, site: Site, completed: Callable[[], None]) -> None:
+        self.transport = SiteTransport(connection)
+        self.channel = SiteChannel(site, completed)
+        self.channel.makeConnection(self.transport)
+
+    def begin(self, raw: bytes) -> None:
+        """Begin a request, of which this is the head."""
+        producer = self.transport.producer
+        if producer is not None:
+            self.transport.connection.wire.registerProducer(producer, True)
+            self.channel.resumeProducing()  # it may have been left paused after its last request
+        self.channel.dataReceived(raw)
+
+
 class SiteTransaction(HttpTransaction):
     """A request for the twisted.web site."""
 
-    __slots__ = ("_body_limit", "_channel", "_received", "_transport")
+    __slots__ = ("_body_limit", "_link", "_received")
 
-    def __init__(
-        self,
-        connection: ClientConnection,
-        framing: Framing,
-        channel: SiteChannel,
-        transport: SiteTransport,
-        body_limit: int,
-    ) -> None:
+    def __init__(self, connection: ClientConnection, framing: Framing, link: SiteLink, body_limit: int) -> None:
         super().__init__(connection, framing)
+        if self._left > body_limit:
+            raise BodyTooLarge(body_limit)
         self._body_limit = body_limit
         self._received = 0
-        self._channel = channel
-        self._transport = transport
+        self._link = link
 
     @property
     def wants_body(self) -> bool:
-        return not self._transport.paused
+        return not self._link.transport.paused
 
     def body_received(self, raw: bytes, pieces: list[bytes]) -> None:
         self._received += len(raw)
         if self._received > self._body_limit:  # the site holds the whole body before it handles the request
             raise BodyTooLarge(self._body_limit)
-        self._channel.dataReceived(raw)
+        self._link.channel.dataReceived(raw)
 
     def lost(self, reason: Failure) -> None:
         """The connection notifies the channel itself."""

@@ -10,6 +10,9 @@ from llamaswap.scheduling.selectors import TargetChoice as TargetChoice  # for `
 # use goes first.
 Standing = tuple[int, float]
 NO_STANDING: Standing = (0, 0.0)
+# Seconds. A queued request waits for a load or for another request to end. If neither is in progress, it was forgotten;
+# a stop or another effect may take this long to be performed.
+FORGOTTEN_AFTER = 15.0
 
 
 @frozen
@@ -32,3 +35,9 @@ class HealthSnapshot:
     waiting: int
     serving: int
     loading: int
+
+    @property
+    def stalled(self) -> bool:
+        """Whether requests are queued but nothing is in progress that could serve them."""
+        idle = not self.loading and not self.serving
+        return self.oldest_waiter is not None and self.oldest_waiter > FORGOTTEN_AFTER and idle

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, frozen
 
 from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError
-from llamaswap.events import ConfigRejected, ConfigReloaded, EventBus
+from llamaswap.events import ConfigRejected
 from llamaswap.observe.log_format import Timestamp, local_time, rfc3339nano
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.config_history import VersionEntry, VersionSource
 from llamaswap.web.configfile import ConfigFile, Impact, ImpactModels, ProblemDocument
 from llamaswap.web.errors import HttpError
+from llamaswap.web.reload_record import ReloadRecord
 from llamaswap.web.route import Route, RouteTable
 from llamaswap.web.secret_masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
 
@@ -72,26 +72,12 @@ route = RouteTable("config", Route)
 
 @define(eq=False)
 class ConfigEndpoints:
-    """/api/config and the paths below it. `run` calls what would delay the reactor, `wall` gives unix seconds.
-
-    It subscribes to the bus when it is made, and keeps the outcome of the last reload.
-    """
+    """/api/config and the paths below it. `run` calls what would delay the reactor."""
 
     file: ConfigFile
     config: Callable[[], Config]
-    bus: EventBus
+    reloads: ReloadRecord
     run: RunBlocking = at_once
-    wall: Callable[[], float] = time.time
-    _last_reload: ReloadOutcome = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._reload_ended("started")
-        self.bus.subscribe(ConfigReloaded, lambda event: self._reload_ended("reloaded", touched=asdict(event)))
-        self.bus.subscribe(ConfigRejected, lambda event: self._reload_ended("rejected", event.message))
-
-    def _reload_ended(self, result: str, message: str = "", touched: dict[str, list[str]] | None = None) -> None:
-        at = rfc3339nano(local_time(self.wall()))
-        self._last_reload = ReloadOutcome(self.file.editable, result, at, message, touched or {})
 
     @route("GET", "/api/config", content=YAML)
     @_on_worker
@@ -127,7 +113,12 @@ class ConfigEndpoints:
     @route("GET", "/api/config/status", answer=ReloadOutcome)
     def status(self, call: AdminRequest) -> Response:
         """How the last reload ended."""
-        return json_answer(self._last_reload)
+        event, at = self.reloads.event, rfc3339nano(local_time(self.reloads.at))
+        if event is None:
+            return json_answer(ReloadOutcome(self.file.editable, "started", at, "", {}))
+        if isinstance(event, ConfigRejected):
+            return json_answer(ReloadOutcome(self.file.editable, "rejected", at, event.message, {}))
+        return json_answer(ReloadOutcome(self.file.editable, "reloaded", at, "", asdict(event)))
 
     # -- earlier texts ------------------------------------------------------------------------------------
 

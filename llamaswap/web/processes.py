@@ -8,7 +8,6 @@ from attrs import define, field, frozen
 
 from llamaswap.config import Model
 from llamaswap.config.diagnostics import nearest
-from llamaswap.routing.interfaces import HealthSnapshot
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
@@ -16,9 +15,6 @@ from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.shield import shielded
 
-# A queued request waits for a load or for another request to end. If neither is in progress, it was forgotten; a stop
-# or another effect may take this long to be performed.
-FORGOTTEN_AFTER = 15.0
 OK = Response(200, b"OK")
 
 
@@ -95,12 +91,6 @@ class ModelNameBody:
     """A body that names a model."""
 
     model: str
-
-
-def stalled(health: HealthSnapshot) -> bool:
-    """Whether requests are queued but nothing is in progress that could serve them."""
-    idle = not health.loading and not health.serving
-    return health.oldest_waiter is not None and health.oldest_waiter > FORGOTTEN_AFTER and idle
 
 
 route = RouteTable("processes", Route)
@@ -195,7 +185,7 @@ class ProcessEndpoints:
         """Whether requests move: 503 if requests are queued but nothing is in progress."""
         health = self.router.health()
         report = ReadinessReport(
-            ready=not stalled(health),
+            ready=not health.stalled,
             oldest_waiter_seconds=health.oldest_waiter,
             last_decision_seconds=health.last_decision,
             running=len(self.router.running()),

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
-from twisted.web.http import Request
 
 from llamaswap.proxy.transport import kernel_socket
-from llamaswap.web.admin_request import AdminRequest
+
+if TYPE_CHECKING:
+    from twisted.web.http import Request
+
+    from llamaswap.web.admin_request import AdminRequest
 
 SEND_BUFFER = 64 * 1024  # bytes in the kernel for a client of a feed that does not read; the default is megabytes
 

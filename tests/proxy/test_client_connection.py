@@ -608,3 +608,70 @@ class SizeLimitTests(SynchronousTestCase):
         self.assertTrue(told.startswith(b"HTTP/1.1 507 "))
         self.assertIn(b"/full", told)
         self.assertTrue(client.half_closed)
+
+
+class SiteLoadingTests(SynchronousTestCase):
+    """The site is made when the first request for it comes."""
+
+    def setUp(self):
+        self.world = World()
+        self.site, self.world.factory.site = self.world.factory.site, None
+        self.loads = []
+        self.world.factory.load_site = self.load
+
+    def load(self):
+        self.loads.append(Deferred())
+        return self.loads[-1]
+
+    def test_requests_wait_until_the_site_is_loaded_once(self):
+        first, second = self.world.client(), self.world.client()
+        first.give(SITE)
+        second.give(SITE)
+        self.assertEqual((len(self.loads), self.world.site_calls), (1, []))
+        self.loads[0].callback(self.site)
+        self.assertEqual(self.world.site_calls, [(b"/health?x=%2F", b"")] * 2)
+        self.assertTrue(first.took().startswith(b"HTTP/1.1 200 "))
+        first.give(SITE)
+        self.assertEqual((len(self.loads), len(self.world.site_calls)), (1, 3))
+
+    def test_the_body_that_follows_is_kept_and_no_more_than_a_bound_is_read(self):
+        client = self.world.client()
+        body = b"b" * client_connection.PIPELINE_LIMIT
+        client.give(b"POST /api/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (len(body) + 1))
+        self.assertFalse(client.paused)
+        client.give(body)
+        self.assertTrue(client.paused)
+        self.loads[0].callback(self.site)
+        self.assertFalse(client.paused)
+        client.give(b"c")
+        self.assertEqual(self.world.site_calls, [(b"/api/x", body + b"c")])
+
+    def test_requests_for_models_do_not_load_it(self):
+        client = self.world.client()
+        client.give(GET)
+        self.assertEqual((len(self.world.exchanges), self.loads), (1, []))
+
+    def test_a_path_may_be_a_models_after_all_when_the_routes_of_the_site_are_known(self):
+        client = self.world.client()
+        client.give(SITE)
+        self.world.factory.routes = lambda head: True
+        self.loads[0].callback(self.site)
+        self.assertEqual((len(self.world.exchanges), self.world.site_calls), (1, []))
+
+    def test_a_client_that_left_meanwhile_is_not_served(self):
+        client = self.world.client()
+        client.give(SITE)
+        client.lose()
+        self.loads[0].callback(self.site)
+        self.assertEqual(self.world.site_calls, [])
+
+    def test_if_it_cannot_be_loaded_the_connection_is_closed_and_the_next_request_tries_again(self):
+        client = self.world.client()
+        client.give(SITE)
+        self.loads[0].errback(Failure(ImportError("no klein")))
+        self.assertEqual(len(self.flushLoggedErrors(ImportError)), 1)
+        self.assertTrue(client.aborted)
+        other = self.world.client()
+        other.give(SITE)
+        self.loads[1].callback(self.site)
+        self.assertEqual(len(self.world.site_calls), 1)

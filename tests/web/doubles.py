@@ -47,6 +47,7 @@ from llamaswap.web.peers import PeerEndpoints
 from llamaswap.web.processes import ProcessEndpoints
 from llamaswap.web.profiles import ProfileEndpoints
 from llamaswap.web.proxy_routes import ProxyRoutes
+from llamaswap.web.reload_record import ReloadRecord
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
@@ -304,7 +305,7 @@ class World:
             self.capabilities,
         )
         self.router_events = LlamaRouterEndpoints(self.router, self.bus, self.streams, EventFanout(self.clock, encoded))
-        self.config_endpoints = ConfigEndpoints(self.files, self.config, self.bus)
+        self.config_endpoints = ConfigEndpoints(self.files, self.config, ReloadRecord(self.bus))
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
         self.discovery = DiscoveryEndpoints(
             lambda: self.files.editable, self.config, self.survey, self.surveyor, self.clock, lambda: (8080,)
