@@ -144,8 +144,9 @@ class DoesNotFit(RequestError):
     model: str
     need: str
     room: str
+    where: str = "this machine"
     text = (
-        "{self.model} needs {self.need} and does not fit this machine: {self.room} "
+        "{self.model} needs {self.need} and does not fit {self.where}: {self.room} "
         "(see `routing.memory`: budget and reserve)"
     )
 
@@ -159,6 +160,16 @@ class MemoryInUse(RequestError):
     used: str
     retry_after: int = 5
     text = "{self.model} needs {self.need}, but other programs use {self.used}"
+
+
+@frozen
+class NoHost(RequestError):
+    """No host can run the model, because of `reason`. Correct its `place`, or wait until a host is back."""
+
+    model: str
+    reason: str
+    retry_after: int = 5
+    text = "no host can run {self.model} now: {self.reason}"
 
 
 @frozen

@@ -50,6 +50,7 @@ class SwapBegan:
     """The router began to load `model` and evicts `evicted` for it; `reason` explains why.
 
     `origin` is what asked for it: manual, preload, restored, or `request:` with the request's id; empty if unknown.
+    It is loaded on `host`, "" for this machine.
     """
 
     swap: int
@@ -58,6 +59,7 @@ class SwapBegan:
     reason: str
     at: float
     origin: str = ""
+    host: str = ""
 
 
 @frozen

@@ -28,7 +28,7 @@ from llamaswap.errors import (
 from llamaswap.http_client import HttpResponse, RequestFailed
 from llamaswap.routing.interfaces import HealthSnapshot, TargetChoice, WaitingRequest
 from llamaswap.routing.leases import Lease, PendingLease, ProcessInstance
-from llamaswap.scheduling.effects import Ticket
+from llamaswap.scheduling.effects import StartSwap, Ticket
 from llamaswap.scheduling.memory import Ledger
 from llamaswap.scheduling.state import Decision
 from llamaswap.servers.server_snapshot import ServerSnapshot
@@ -310,6 +310,7 @@ class FakeSupervisor:
     wakes: int = 0
     cmd: tuple[str, ...] = ()
     cleanings: list[Deferred[None]] = field(factory=list, init=False)
+    places: list[tuple[str, tuple[str, ...], int]] = field(factory=list, init=False)
     _dozing: bool = field(default=False, init=False)
     _for_ready: list[Deferred[Endpoint]] = field(factory=list, init=False)
     _for_stop: list[Deferred[None]] = field(factory=list, init=False)
@@ -386,6 +387,9 @@ class FakeSupervisor:
     def set_definition(self, model: Model) -> None:
         self.model = model
         self.retuned += 1
+
+    def set_place(self, start: StartSwap) -> None:
+        self.places.append((start.host, start.gpus, start.generation))
 
     def snapshot(self) -> ServerSnapshot | None:
         if self.state != "ready" and self.asleep_since is None:

@@ -13,6 +13,7 @@ from llamaswap.errors import StartFailed
 from llamaswap.routing.effect_performer import EffectPerformer
 from llamaswap.routing.leases import ProcessInstance
 from llamaswap.routing.managed_model import ManagedModel
+from llamaswap.scheduling.effects import StartSwap
 from llamaswap.scheduling.memory import Ledger, MemoryNeed
 from llamaswap.scheduling.memory_leases import HeldMemory, ledger_with, rules_with
 from llamaswap.scheduling.rules import rules_of
@@ -51,6 +52,9 @@ class LeaseSupervisor:
         return ""
 
     def set_definition(self, model: Model) -> None:
+        pass
+
+    def set_place(self, start: StartSwap) -> None:
         pass
 
     def snapshot(self) -> ServerSnapshot | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from attrs import define, evolve, field
 from twisted.internet.interfaces import IReactorTime
@@ -12,9 +12,10 @@ from llamaswap.errors import FailureRecord, UnknownModel
 from llamaswap.routing.interfaces import HealthSnapshot, WaitingRequest
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
+from llamaswap.scheduling.hosts import HostFacts
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.state import Decision, WaitReason
+from llamaswap.scheduling.state import Decision, Phase, WaitReason
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
@@ -51,6 +52,21 @@ class ModelQueries:
         if managed is None:
             raise UnknownModel(model)
         return managed.supervisor.status()
+
+    def host_of(self, model: str) -> str:
+        """The host on which a model's process is; "" for this machine, and if it has none."""
+        server = self._scheduler.models.get(model)
+        return "" if server is None or server.phase is Phase.STOPPED else server.host
+
+    @property
+    def hosts(self) -> Mapping[str, HostFacts]:
+        """The hosts by name, this machine ("") first; empty unless the configuration has `hosts`."""
+        return self._scheduler.hosts
+
+    @property
+    def missed_hosts(self) -> Collection[str]:
+        """The hosts that vanished with so many others that what they ran is not loaded elsewhere."""
+        return self._scheduler.missed
 
     def failure(self, model: str) -> str:
         """Why a stopped model failed when it was last started or used; empty if it did not fail."""

@@ -86,7 +86,7 @@ class Swaps:
         leaving = [f"{victim} (suspended)" if victim in effect.suspend else victim for victim in effect.evict]
         evicts = ", ".join(leaving) or "nothing"
         self._log.info("loading {model}: {reason}; evicts {evicts}", model=model, reason=effect.reason, evicts=evicts)
-        self._bus.publish(SwapBegan(generation, model, effect.evict, effect.reason, began, effect.origin))
+        self._bus.publish(SwapBegan(generation, model, effect.evict, effect.reason, began, effect.origin, effect.host))
         try:
             error = await self._load(swap)
         except Exception:  # a fault of ours: the waiting requests must get an answer
@@ -112,20 +112,24 @@ class Swaps:
             [self.suspend(victim) if victim in effect.suspend else self.stop(victim) for victim in effect.evict]
         )
         swap.stopped_at = self._clock.seconds()
-        while self._start_blockers:
+        while self._start_blockers and not effect.host:
             await self._start_blockers[0]
-        if not swap.abandoned and (reclaimed := self._memory.wait_for_reclaim(model)) is not None:
+        if not effect.host and not swap.abandoned and (reclaimed := self._memory.wait_for_reclaim(model)) is not None:
             await reclaimed
         if swap.abandoned:
             return None
         swap.starting = True
         managed = self._models[model]
+        if self._scheduler.rules.several_hosts:
+            managed.supervisor.set_place(effect)
         if managed.config.gpus:
             managed.supervisor.set_definition(managed.config.with_gpus(gpu_numbers(effect.gpus)))
         try:
-            self._memory.loading(model)
+            if not effect.host:
+                self._memory.loading(model)
             endpoint = await managed.supervisor.ensure_ready()
-            self._memory.loaded(model)
+            if not effect.host:
+                self._memory.loaded(model)
         except StartFailed as error:
             return self._explained(error)
         except LlamaswapError as error:
@@ -272,7 +276,13 @@ class Swaps:
                 continue
             # The scheduler first: the supervisor may report during the adoption that the server has exited.
             effects = self._scheduler.adopted(
-                model, snapshot.ready_at, snapshot.idle_since, now, suspended=snapshot.asleep, ttl=snapshot.ttl
+                model,
+                snapshot.ready_at,
+                snapshot.idle_since,
+                now,
+                suspended=snapshot.asleep,
+                ttl=snapshot.ttl,
+                host=snapshot.host,
             )
             if snapshot.asleep:
                 managed.suspended = True
@@ -321,7 +331,7 @@ class Swaps:
                 left = tuple(name for name in swap.effect.evict if self._scheduler.phase(name) is Phase.STOPPING)
                 if left:
                     return WaitReason(f"waiting for {', '.join(left)} to unload", left, loading=True)
-                if self._start_blockers:
+                if self._start_blockers and not swap.effect.host:
                     return WaitReason("waiting for servers of an earlier run to stop", loading=True)
                 return WaitReason("waiting for GPU memory to be released", loading=True)
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from llamaswap.errors import LlamaswapError
+from llamaswap.scheduling.memory import Sizes
 
 CLEAN_UP = "clean up"  # why a model that is not up is stopped: its stop command runs
 
@@ -65,7 +66,8 @@ class StartSwap:
 
     The models of `evict` that are in `suspend` are suspended, as in `Suspend`. `waited` is how long the oldest request
     for the model has been queued, in seconds; `origin` is that of its ticket. `gpus` are the devices whose memory the
-    model was given; () if they were not decided about.
+    model was given; () if they were not decided about. It is loaded on `host`, "" for this machine, with these `sizes`
+    of its memory, None if they are unknown.
     """
 
     generation: int
@@ -76,6 +78,8 @@ class StartSwap:
     suspend: frozenset[str] = frozenset()
     origin: str = ""
     gpus: tuple[str, ...] = ()
+    host: str = ""
+    sizes: Sizes | None = None
 
 
 @frozen
@@ -90,7 +94,8 @@ class Stop:
     """Stop these models (all in parallel); `stopped` is called for each one once it has no process left.
 
     `why` is unload, idle, failed (a start), abandoned (one), crash (clean up after it), reload, asleep (too
-    many are suspended), memory (other programs need it), shutdown or `CLEAN_UP`.
+    many are suspended), memory (other programs need it), host (it vanished, is drained or has no room), shutdown or
+    `CLEAN_UP`.
     """
 
     models: tuple[str, ...]

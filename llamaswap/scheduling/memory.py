@@ -87,7 +87,7 @@ class Occupant:
 
 @frozen
 class Placement:
-    """Where a model is loaded: it will use `sizes` (None: unknown) on these `gpus` once `evicts` have left.
+    """How a model is loaded on a host: it will use `sizes` (None: unknown) on these `gpus` once `evicts` have left.
 
     A model that cannot be loaded has an `obstacle` instead. never: the machine is too small. kept: models that cannot
     be evicted use too much memory. foreign: other programs do.
@@ -100,13 +100,17 @@ class Placement:
 
 
 def place(ledger: Ledger, model: str, occupants: Sequence[Occupant]) -> Placement:
-    """Where `model` fits, and the cheapest set of occupants that has to leave for it.
+    """Where `model` fits, and the cheapest set of occupants that has to leave for it. See `place_need`."""
+    return place_need(ledger.devices, ledger.needs.get(model), occupants)
 
-    A model whose need is unknown, or estimated as more than the machine has, is loaded alone.
+
+def place_need(devices: Mapping[str, Device], need: MemoryNeed | None, occupants: Sequence[Occupant]) -> Placement:
+    """Where what is needed fits, and the cheapest set of occupants that has to leave for it.
+
+    A model whose need is unknown (None), or estimated as more than the machine has, is loaded alone.
     """
-    need = ledger.needs.get(model)
-    options = _known_options(ledger, need)
-    machine = {name: device.total - device.reserve for name, device in ledger.devices.items()}
+    options = _known_options(devices, need)
+    machine = {name: device.total - device.reserve for name, device in devices.items()}
     kept = [occupant for occupant in occupants if occupant.cost == inf]
     leaving = sorted((one for one in occupants if one.cost < inf), key=lambda one: (-one.cost, one.model))
     alone = Placement(tuple(sorted(one.model for one in leaving)))
@@ -115,7 +119,7 @@ def place(ledger: Ledger, model: str, occupants: Sequence[Occupant]) -> Placemen
     possible = [option for option in options if _assign(need.ram, option, machine) is not None]
     if not possible:
         return Placement(obstacle="never") if need.firm else alone
-    room = _less({name: size - ledger.devices[name].foreign for name, size in machine.items()}, kept)
+    room = _less({name: size - devices[name].foreign for name, size in machine.items()}, kept)
     best: Placement | None = None
     best_cost = inf
     for option in possible:
@@ -135,11 +139,11 @@ def place(ledger: Ledger, model: str, occupants: Sequence[Occupant]) -> Placemen
     return Placement(obstacle="kept" if crowded else "foreign")
 
 
-def _known_options(ledger: Ledger, need: MemoryNeed | None) -> list[tuple[GpuShare, ...]]:
+def _known_options(devices: Mapping[str, Device], need: MemoryNeed | None) -> list[tuple[GpuShare, ...]]:
     """The ways to spread a need over the GPUs whose memory is known."""
-    if need is None or RAM not in ledger.devices:
+    if need is None or RAM not in devices:
         return []
-    gpus = [name for name in ledger.devices if name != RAM]
+    gpus = [name for name in devices if name != RAM]
     return [
         option
         for option in need.options

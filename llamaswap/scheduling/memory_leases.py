@@ -12,6 +12,7 @@ from attrs import Factory, evolve, frozen
 
 from llamaswap.config.policies.eviction import Eviction
 from llamaswap.scheduling.memory import Ledger, MemoryNeed, Sizes
+from llamaswap.scheduling.rules import HERE_ONLY
 from llamaswap.scheduling.state import ModelRules, Rules
 
 LEASE = "lease:"  # how the name of every lease begins
@@ -54,7 +55,7 @@ def rules_with(rules: Rules, leases: Iterable[str]) -> Rules:
     names = frozenset(leases)
     if not names:
         return rules
-    models = {**rules.models, **dict.fromkeys(names, ModelRules(limit=1, is_lease=True))}
+    models = {**rules.models, **dict.fromkeys(names, ModelRules(limit=1, is_lease=True, place=HERE_ONLY))}
     return evolve(rules, models=models, evict=LeaseEviction(rules.evict, names))
 
 

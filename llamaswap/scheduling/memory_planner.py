@@ -12,7 +12,7 @@ from llamaswap.errors import DoesNotFit, MemoryInUse, NotReady
 from llamaswap.scheduling.memory import (
     BUSY,
     RAM,
-    Ledger,
+    MemoryNeed,
     Occupant,
     Placement,
     Sizes,
@@ -20,7 +20,7 @@ from llamaswap.scheduling.memory import (
     in_words,
     need_in_words,
     on_gpus_in_use,
-    place,
+    place_need,
     room_in_words,
     sizes_in_words,
 )
@@ -31,28 +31,29 @@ LEASED = 1e9  # the cost of a program that was given memory, which may run for h
 IDLE_OFFSET = 5.0  # seconds added to a model's idle time, so that the cost of one that just became idle is finite
 
 
-def placement_by_memory(state: SchedulerState, model: str, evicted: Collection[str], now: float) -> Placement:
-    """Where `model` fits, and what has to leave for it besides the models that are `evicted` anyway.
+def placement_by_memory(
+    state: SchedulerState, model: str, evicted: Collection[str], now: float, host: str = ""
+) -> Placement:
+    """Where `model` fits on a host, and what has to leave for it besides the models that are `evicted` anyway.
 
     A model that is loaded alone does not wait for the end of programs that were given memory: what they use is known.
     """
-    found = place(_ledger_for(state, model), model, occupants(state, model, evicted, now))
+    devices = state.ledger_on(host).devices
+    found = place_need(devices, need_on(state, model, host), occupants(state, model, evicted, now, host))
     if found.sizes is None and not found.obstacle:
         return evolve(found, evicts=tuple(name for name in found.evicts if not state.is_lease(name)))
     return found
 
 
-def _ledger_for(state: SchedulerState, model: str) -> Ledger:
-    """The ledger with what a load of `model` needs now.
+def need_on(state: SchedulerState, model: str, host: str = "") -> MemoryNeed | None:
+    """What a load of `model` needs on a host now, None if that is unknown: what is known there, else here.
 
     After a load that ran out of memory it is loaded alone, so its need counts as unknown. If it ran out of memory later
     it needs more than was learned. A suspended model needs the GPUs on which its process already is.
     """
-    need, server = state.ledger.needs.get(model), state.models.get(model)
-    if need is None:
-        return state.ledger
-    if model in state.alone:
-        return evolve(state.ledger, needs={name: one for name, one in state.ledger.needs.items() if name != model})
+    need, server = known_need(state, model, host), state.models.get(model)
+    if need is None or model in state.alone:
+        return None
     if (factor := state.enlarged.get(model)) is not None:
         options = tuple(
             tuple(evolve(share, size=int(share.size * factor)) for share in option) for option in need.options
@@ -63,31 +64,37 @@ def _ledger_for(state: SchedulerState, model: str) -> Ledger:
             placed for option in need.options if (placed := on_gpus_in_use(option, server.memory)) is not None
         )
         need = evolve(need, options=options or need.options)
-    if need is state.ledger.needs[model]:
-        return state.ledger
-    return evolve(state.ledger, needs={**state.ledger.needs, model: need})
+    return need
 
 
-def occupants(state: SchedulerState, model: str, evicted: Collection[str], now: float) -> list[Occupant]:
-    """The models beside `model` that use memory, without those that are `evicted` anyway."""
+def known_need(state: SchedulerState, model: str, host: str) -> MemoryNeed | None:
+    """What a model is expected to use on a host: as it is known there, else here."""
+    return (host and state.ledger_on(host).needs.get(model)) or state.ledger.needs.get(model)
+
+
+def occupants(
+    state: SchedulerState, model: str, evicted: Collection[str], now: float, host: str = ""
+) -> list[Occupant]:
+    """The models beside `model` that use memory of a host, without those that are `evicted` anyway."""
     found = []
-    for name, server in state.models.items():
-        if server.phase is Phase.STOPPED or name == model or name in evicted:
+    for name, server in state.servers_on(host).items():
+        if name == model or name in evicted:
             continue
         if server.uses_memory:
             found.append(Occupant(name, _use_of(state, server), _cost(state, server, model, now)))
-        elif used := state.ledger.used.get(name):  # it is suspended, or was until it began to stop
+        elif used := state.ledger_on(host).used.get(name):  # it is suspended, or was until it began to stop
             found.append(Occupant(name, used, _cost(state, server, model, now)))
     return found
 
 
 def _use_of(state: SchedulerState, server: ModelState) -> Sizes | None:
     """What a model that is up uses at most; None if it is unknown."""
+    ledger = state.ledger_on(server.host)
     if server.phase is not Phase.LOADING:
-        return expected_use(state.ledger, server.model, server.memory)
+        return expected_use(ledger, server.model, server.memory)
     if server.memory is None:
         return None
-    used = state.ledger.used.get(server.model, {})  # what it used while it was suspended
+    used = ledger.used.get(server.model, {})  # what it used while it was suspended
     return {name: max(used.get(name, 0), server.memory.get(name, 0)) for name in {**used, **server.memory}}
 
 
@@ -96,12 +103,12 @@ def suspendable(state: SchedulerState, decision: Decision, victims: Iterable[Mod
 
     A suspended server may keep its weights in RAM: all that it used counts, unless it was measured while suspended.
     """
-    ram = state.ledger.devices.get(RAM)
+    ram = state.ledger_on(decision.host).devices.get(RAM)
     if not state.rules.by_memory or ram is None:
         return frozenset(victim.model for victim in victims)
     if decision.memory is None:
         return frozenset()  # the model is loaded alone
-    beside = occupants(state, decision.model, decision.evicts, now)
+    beside = occupants(state, decision.model, decision.evicts, now, decision.host)
     room = ram.total - ram.reserve - ram.foreign - decision.memory.get(RAM, 0)
     room -= sum((one.sizes or {}).get(RAM, 0) for one in beside)
     found = set()
@@ -114,6 +121,11 @@ def suspendable(state: SchedulerState, decision: Decision, victims: Iterable[Mod
             found.add(victim.model)
             room -= size
     return frozenset(found)
+
+
+def eviction_cost(state: SchedulerState, model: str, evicts: Iterable[str], now: float) -> float:
+    """What the eviction of these models for another one costs."""
+    return sum(_cost(state, state.models[name], model, now) for name in evicts)
 
 
 def _cost(state: SchedulerState, server: ModelState, target: str, now: float) -> float:
@@ -134,7 +146,7 @@ def _cost(state: SchedulerState, server: ModelState, target: str, now: float) ->
 
 def load_seconds(state: SchedulerState, server: ModelState) -> float:
     """How long a load of the model takes: usually, else at its last load; a second if it is unknown."""
-    return state.ledger.load_seconds.get(server.model) or server.load_seconds or 1.0
+    return state.ledger_on(server.host).load_seconds.get(server.model) or server.load_seconds or 1.0
 
 
 def hold_end(state: SchedulerState, model: str) -> float:
@@ -146,49 +158,53 @@ def hold_end(state: SchedulerState, model: str) -> float:
 
 
 def leaves_no_room(state: SchedulerState, reservation: Reservation, model: str, placement: Placement) -> bool:
-    """Whether a model that is placed so would take the memory that a reservation waits for."""
-    ledger = _ledger_for(state, reservation.model)
-    if placement.sizes is None or reservation.model not in ledger.needs:
+    """Whether a model that is placed so on the host of a reservation would take the memory that this waits for."""
+    host = reservation.host
+    need = need_on(state, reservation.model, host)
+    if placement.sizes is None or need is None:
         return True
-    others = occupants(state, reservation.model, {*reservation.evict, *placement.evicts, model}, 0.0)
+    others = occupants(state, reservation.model, {*reservation.evict, *placement.evicts, model}, 0.0, host)
     staying = [Occupant(one.model, one.sizes, inf) for one in others]
-    return bool(place(ledger, reservation.model, [*staying, Occupant(model, placement.sizes, inf)]).obstacle)
+    beside = [*staying, Occupant(model, placement.sizes, inf)]
+    return bool(place_need(state.ledger_on(host).devices, need, beside).obstacle)
 
 
-def without_room(state: SchedulerState, model: str, placement: Placement) -> Decision:
-    """What a request meets if its model does not fit, whatever is evicted."""
-    need = need_in_words(state.ledger.needs[model])
+def without_room(state: SchedulerState, model: str, placement: Placement, host: str = "") -> Decision:
+    """What a request meets if its model does not fit on a host, whatever is evicted."""
+    ledger, needed = state.ledger_on(host), known_need(state, model, host)
+    assert needed is not None, "a model of unknown need is loaded alone"
+    need = need_in_words(needed)
     if placement.obstacle == "never":
-        too_large = DoesNotFit(model, need, room_in_words(state.ledger))
-        return Decision(model, "refuse", reason=str(too_large), error=too_large)
+        too_large = DoesNotFit(model, need, room_in_words(ledger), host or "this machine")
+        return Decision(model, "refuse", reason=str(too_large), error=too_large, host=host)
     if placement.obstacle == "kept":
-        kept = [one.model for one in occupants(state, model, (), 0.0) if one.cost == inf]
+        kept = [one.model for one in occupants(state, model, (), 0.0, host) if one.cost == inf]
         error = NotReady(model, f"cannot load {model}, which needs {need}: {', '.join(kept)} cannot be evicted")
-        return Decision(model, "refuse", reason=str(error), error=error)
-    needed = state.ledger.needs[model]
+        return Decision(model, "refuse", reason=str(error), error=error, host=host)
     used = " and ".join(
         sizes_in_words({name: device.foreign}) + (f" ({device.foreign_by})" if device.foreign_by else "")
-        for name, device in sorted(state.ledger.devices.items())
+        for name, device in sorted(ledger.devices.items())
         if device.foreign and (needed.ram if name == RAM else any(needed.options))
     )
     in_use = MemoryInUse(model, need, used)
-    return Decision(model, "queue", reason=str(in_use), error=in_use)
+    return Decision(model, "queue", reason=str(in_use), error=in_use, host=host)
 
 
 def given_in_words(state: SchedulerState, server: ModelState, now: float) -> str:
     """The memory that the load of a model was decided with; if it was loaded alone, what the others had left."""
     if server.memory:
         return sizes_in_words(server.memory)
-    left = {name: device.total - device.reserve - device.foreign for name, device in state.ledger.devices.items()}
-    for one in occupants(state, server.model, (), now):
+    devices = state.ledger_on(server.host).devices
+    left = {name: device.total - device.reserve - device.foreign for name, device in devices.items()}
+    for one in occupants(state, server.model, (), now, server.host):
         for name, size in (one.sizes or {}).items():
             left[name] = left.get(name, 0) - size
     return f"up to {sizes_in_words({name: max(0, size) for name, size in left.items()})}" if left else ""
 
 
-def memory_reason(state: SchedulerState, model: str, placement: Placement, now: float) -> str:
-    """A placement in words for the log: what the model needs, and what each evicted model costs."""
-    need = state.ledger.needs.get(model)
+def memory_reason(state: SchedulerState, model: str, placement: Placement, now: float, host: str = "") -> str:
+    """A placement on a host in words for the log: what the model needs, and what each evicted model costs."""
+    need = known_need(state, model, host)
     if model in state.alone:
         return "memory: it ran out of memory, so it is loaded alone"
     if need is None:

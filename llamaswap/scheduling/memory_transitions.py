@@ -23,15 +23,20 @@ class MemoryTransitions(Transitions):
     def memory_changed(self, ledger: Ledger, now: float) -> list[Effect]:
         """The use of the memory, or what models need of it, has changed."""
         self.ledger = ledger
+        self._note_use(ledger, "", now)
+        if self.rules.by_memory:
+            self._reschedule(now)
+        return self._take_effects()
+
+    def _note_use(self, ledger: Ledger, host: str, now: float) -> None:
+        """The memory of a host was measured."""
         for name, used in ledger.used.items():
-            server = self.models.get(name)
+            server = self.servers_on(host).get(name)
             if server is not None and server.phase is Phase.SUSPENDED:
                 server.suspended_size = used.get(RAM, 0)
         if self.rules.by_memory:
             for device in ledger.pressed:
-                self._relieve(device, now)
-            self._reschedule(now)
-        return self._take_effects()
+                self._relieve(device, now, host)
 
     def _enlarge(self, model: str) -> None:
         """The model ran out of memory: its need is taken as larger until its definition changes or llamaswap ends."""
@@ -43,7 +48,8 @@ class MemoryTransitions(Transitions):
         False if it had been alone, or nothing can be evicted: then its requests are refused.
         """
         self._enlarge(swap.model)
-        others = [one for one in occupants(self, swap.model, (), now) if one.cost < inf]
+        host = self.models[swap.model].host
+        others = [one for one in occupants(self, swap.model, (), now, host) if one.cost < inf]
         if swap.model in self.alone or not others or not self.rules.by_memory:
             return False
         self.alone[swap.model] = swap.restore
@@ -54,14 +60,14 @@ class MemoryTransitions(Transitions):
         self._reschedule(now)
         return True
 
-    def _relieve(self, device: str, now: float) -> None:
+    def _relieve(self, device: str, now: float, host: str) -> None:
         """Evict the cheapest unused model that uses this device, because other programs need its memory."""
         idle = [
             (one.cost, one.model)
-            for one in occupants(self, "", (), now)
+            for one in occupants(self, "", (), now, host)
             if one.sizes is not None and one.sizes.get(device) and 0.0 < one.cost < HELD
         ]
-        if idle and not any(server.phase is Phase.STOPPING for server in self.models.values()):
+        if idle and not any(server.phase is Phase.STOPPING for server in self.servers_on(host).values()):
             server = self.models[min(idle)[1]]
             if device == RAM:  # a suspended server may keep its weights there
                 self._stop([server], "memory")

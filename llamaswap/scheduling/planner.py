@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from math import inf
 
 from attrs import evolve
 
 from llamaswap.errors import NotReady, UnknownModel
 from llamaswap.scheduling.effects import Ticket
-from llamaswap.scheduling.memory import Placement
+from llamaswap.scheduling.host_planner import (
+    TOO_SMALL,
+    Fit,
+    best_fits,
+    fit_on,
+    host_reason,
+    if_missed,
+    without_host,
+    without_room_on_any,
+)
+from llamaswap.scheduling.hosts import candidates
+from llamaswap.scheduling.memory import BUSY
 from llamaswap.scheduling.memory_planner import (
     hold_end,
     leaves_no_room,
@@ -20,7 +32,9 @@ from llamaswap.scheduling.memory_planner import (
     placement_by_memory,
     without_room,
 )
-from llamaswap.scheduling.state import ActiveSwap, Decision, Phase, Reservation, SchedulerState
+from llamaswap.scheduling.state import ActiveSwap, Decision, ModelState, Phase, Reservation, SchedulerState
+
+MAX_ALTERNATIVES = 4  # hosts that are tried if a load on the cheapest one would have to wait
 
 
 def decision_for(
@@ -50,21 +64,76 @@ def placement_for(
             return Decision(model, "queue", waits_for=holders)
         action, reason = ("serve", "ready") if phase is Phase.READY else ("join", "already being loaded")
         return Decision(model, action, reason=reason)
-    running = state.running(model)
-    evicts = state.rules.evict(model, running)
-    pinned = [name for name in evicts if name in state.rules.pinned and state.phase(name) is not Phase.STOPPING]
-    if pinned:
-        error = NotReady(model, f"cannot load {model}: {', '.join(pinned)} is pinned")
-        return Decision(model, "refuse", reason=str(error), error=error)
-    placement = Placement()
-    if state.rules.by_memory:
-        placement = placement_by_memory(state, model, evicts, now)
-        if placement.obstacle:
-            return without_room(state, model, placement)
-        evicts = tuple(sorted({*evicts, *placement.evicts}))
+    if not state.rules.several_hosts:
+        return load_on(state, model, fit_on(state, model, "", now), holders, others, now, starved)
+    if (missed := if_missed(state, model)) is not None:
+        return missed
+    rules = state.rules.models.get(model)
+    hosts = candidates(state.hosts, model, rules.place) if rules is not None else []
+    server = state.models.get(model)
+    if server is not None and server.phase is not Phase.STOPPED:
+        return _beside_own_process(state, server, hosts, holders, others, now, starved)
+    if not hosts:
+        return without_host(state, model)
+    fits = best_fits(state, model, hosts, now)
+    if fits[0].cost >= TOO_SMALL and (refusal := without_room_on_any(state, model, fits)) is not None:
+        return refusal
+    first = load_on(state, model, fits[0], holders, others, now, starved)
+    for fit in fits[1:MAX_ALTERNATIVES]:
+        if first.action == "load" or fit.cost >= BUSY:
+            break
+        other = load_on(state, model, fit, holders, others, now, starved)
+        if other.action == "load":
+            return other
+    return first
+
+
+def _beside_own_process(
+    state: SchedulerState,
+    server: ModelState,
+    hosts: Sequence[str],
+    holders: tuple[str, ...],
+    others: Sequence[Reservation],
+    now: float,
+    starved: bool,
+) -> Decision:
+    """What to do for a model that stops or is suspended on a host: it has one process, so it stays there or waits for
+    the end of that."""
+    model, host = server.model, server.host
+    elsewhere = [name for name in hosts if name != host]
+    decision = Decision(model, "queue", waits_for=(model,), host=host)
+    if host in hosts:
+        here = load_on(state, model, fit_on(state, model, host, now), holders, others, now, starved)
+        if not elsewhere or (here.action == "load" and (server.phase is Phase.SUSPENDED or not here.evicts)):
+            return here
+        if server.phase is Phase.SUSPENDED and (
+            here.error is None or best_fits(state, model, elsewhere, now)[0].cost == inf
+        ):
+            return here
+    return evolve(decision, moves=server.phase is Phase.SUSPENDED)
+
+
+def load_on(
+    state: SchedulerState,
+    model: str,
+    fit: Fit,
+    holders: tuple[str, ...],
+    others: Sequence[Reservation],
+    now: float,
+    starved: bool,
+) -> Decision:
+    """Rules 8 to 10 on one host. `holders` are starved models to which this one is closed, `others` reserve models."""
+    host, evicts, placement = fit.host, fit.evicts, fit.placement
+    if fit.pinned:
+        error = NotReady(model, f"cannot load {model}: {', '.join(fit.pinned)} is pinned")
+        return Decision(model, "refuse", reason=str(error), error=error, host=host)
+    if placement.obstacle:
+        return without_room(state, model, placement, host)
+    if state.rules.several_hosts:
+        others = [other for other in others if other.host == host]
     victims = frozenset(evicts)
     in_the_way = [*holders]
-    in_the_way += [other.model for other in others if _violates_reservation(state, model, victims, running, other)]
+    in_the_way += [other.model for other in others if _violates_reservation(state, model, victims, fit.running, other)]
     in_the_way += [victim for victim in evicts if state.models[victim].serving]
     loads = _loads_in_the_way(state, model, victims)
     in_the_way += [swap.model for swap in loads if _is_wanted(state, swap)]
@@ -72,15 +141,15 @@ def placement_for(
         short = (other.model for other in others if leaves_no_room(state, other, model, placement))
         in_the_way += islice(short, 1)  # one is enough, and each takes a while
     if in_the_way:
-        return Decision(model, "queue", evicts, tuple(dict.fromkeys(in_the_way)))
+        return Decision(model, "queue", evicts, tuple(dict.fromkeys(in_the_way)), host=host)
     stays = {victim: state.models[victim].linger_end for victim in evicts}
     if placement.sizes is not None and not starved:
         stays |= {victim: max(stays[victim], hold_end(state, victim)) for victim in placement.evicts}
     lingering = {victim: end for victim, end in stays.items() if end > now}
     if lingering:
-        return Decision(model, "queue", evicts, tuple(lingering), until=max(lingering.values()))
+        return Decision(model, "queue", evicts, tuple(lingering), until=max(lingering.values()), host=host)
     abandon = tuple(swap.generation for swap in loads)
-    return Decision(model, "load", evicts, abandon=abandon, memory=placement.sizes, gpus=placement.gpus)
+    return Decision(model, "load", evicts, abandon=abandon, memory=placement.sizes, gpus=placement.gpus, host=host)
 
 
 def _loads_in_the_way(state: SchedulerState, model: str, victims: frozenset[str]) -> list[ActiveSwap]:
@@ -97,20 +166,22 @@ def _is_wanted(state: SchedulerState, swap: ActiveSwap) -> bool:
     return bool(swap.waiters) or swap.model in state.rules.pinned
 
 
-def reason_for(state: SchedulerState, model: str, now: float) -> str:
-    """Why the load of `model` evicts what it evicts, in words for the log."""
-    running = state.running(model)
+def reason_for(state: SchedulerState, model: str, now: float, host: str = "") -> str:
+    """Why the load of `model` on a host evicts what it evicts, in words for the log."""
+    running = state.running(model, host)
     reason = state.rules.evict.explain(model, running)
+    if state.rules.several_hosts:
+        reason = f"{host_reason(state, model, host)}; {reason}"
     if not state.rules.by_memory:
         return reason
-    placement = placement_by_memory(state, model, state.rules.evict(model, running), now)
-    return f"{reason}; {memory_reason(state, model, placement, now)}"
+    placement = placement_by_memory(state, model, state.rules.evict(model, running), now, host)
+    return f"{reason}; {memory_reason(state, model, placement, now, host)}"
 
 
 def _violates_reservation(
     state: SchedulerState, model: str, evict: frozenset[str], running: Sequence[str], reservation: Reservation
 ) -> bool:
-    """Whether loading `model` would evict what a reservation needs, or add to what is in its way."""
+    """Whether loading `model` beside these would evict what a reservation needs, or add to what is in its way."""
     if reservation.model in evict or not evict.isdisjoint(reservation.evict):
         return True
     present = sorted({*running, model} - {reservation.model})
@@ -123,7 +194,8 @@ def reservation_for(state: SchedulerState, decision: Decision, now: float) -> Re
     It closes the models in the way to new requests, except those that are being loaded or are in their minimum stay.
     """
     evicts = frozenset(decision.evicts)
-    return Reservation(decision.model, evicts, frozenset(name for name in evicts if state.models[name].stay_end <= now))
+    closed = frozenset(name for name in evicts if state.models[name].stay_end <= now)
+    return Reservation(decision.model, evicts, closed, decision.host)
 
 
 def forecast(state: SchedulerState, model: str, now: float) -> Decision:
@@ -131,7 +203,7 @@ def forecast(state: SchedulerState, model: str, now: float) -> Decision:
     if model not in state.rules.models:
         return Decision(model, "refuse", reason=str(UnknownModel(model)))
     decision = decision_for(state, model, state.reservations, now)
-    return evolve(decision, reason=decision.reason or reason_for(state, model, now))
+    return evolve(decision, reason=decision.reason or reason_for(state, model, now, decision.host))
 
 
 def stalled_deadlines(state: SchedulerState, queue: Iterable[Ticket], now: float) -> dict[int, tuple[float, str]]:

@@ -7,7 +7,15 @@ from collections import Counter
 from llamaswap.config import Config, Model
 from llamaswap.config.policies.replicas import ReplicaEviction
 from llamaswap.config.routing import eviction_of
+from llamaswap.config.schema.hosts import HERE, Place
 from llamaswap.scheduling.state import ModelRules, Rules
+
+HERE_ONLY = Place((HERE,))
+
+
+def listens_on_its_host(model: Model) -> bool:
+    """Whether the server of a model listens on the host that runs it, so that any host may."""
+    return model.endpoint is None or model.endpoint.on_this_machine
 
 
 def _local_port(model: Model) -> int | None:
@@ -30,6 +38,7 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
             can_suspend=bool(model.sleep.sleep) and (port is None or users[port] == 1),
             suspended_ttl=model.sleep.ttl,
             has_stop_command=bool(model.cmd_stop.strip()),
+            place=model.place if listens_on_its_host(model) else HERE_ONLY,
         )
     fifo = config.routing.scheduler.settings.fifo
     model_of = {name: model.replica_of for name, model in config.models.items() if model.replica_of}
@@ -37,4 +46,4 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
     eviction = eviction_of(config.routing.router, frozenset(model_of.get(name, name) for name in pinned), by_memory)
     if model_of:
         eviction = ReplicaEviction(eviction, model_of)
-    return Rules(models, eviction, fifo, pinned, by_memory)
+    return Rules(models, eviction, fifo, pinned, by_memory, several_hosts=config.hosts is not None)

@@ -59,20 +59,28 @@ from llamaswap.errors import (
 )
 from llamaswap.scheduling.backoff import failed_again, has_worked
 from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
+from llamaswap.scheduling.host_transitions import HostTransitions
+from llamaswap.scheduling.hosts import HostFacts
 from llamaswap.scheduling.memory_planner import given_in_words
-from llamaswap.scheduling.memory_transitions import MemoryTransitions
 from llamaswap.scheduling.planner import decision_for
-from llamaswap.scheduling.state import ModelState, Phase, RequestStage, Rules
+from llamaswap.scheduling.state import Phase, RequestStage, Rules
 
 LONG_QUEUE = 32  # requests; when one leaves a longer queue, the queue is reconsidered a little later, once for many
 RECONSIDER_DELAY = 0.02  # seconds
 
 
 @define(eq=False)
-class Scheduler(MemoryTransitions):
+class Scheduler(HostTransitions):
     """Inputs are named after what has happened or is wanted; each returns the effects to perform."""
 
     _drain_error: LlamaswapError | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._know_this_host()
+
+    def _know_this_host(self) -> None:
+        if self.rules.several_hosts and not self.hosts:
+            self.hosts = {"": HostFacts("", self.ledger)}
 
     # -- inputs: requests ----------------------------------------------------------------------------------
 
@@ -102,6 +110,8 @@ class Scheduler(MemoryTransitions):
             self._start(decision, entry, now)
         else:
             self._enqueue(entry)
+            if decision.moves:
+                self._stop([self.models[model]], "host")
             if entry.deadline <= now or self.stalled_readers:
                 self._reschedule(now)
             else:
@@ -239,6 +249,7 @@ class Scheduler(MemoryTransitions):
         if server is None or server.phase is not Phase.STOPPING:
             return []
         server.phase = Phase.STOPPED
+        self.occupied[server.host].pop(model, None)
         server.stale = server.suspending = server.freed_memory = False
         self._discard_unused(server)
         self._reschedule(now)
@@ -298,6 +309,7 @@ class Scheduler(MemoryTransitions):
         """An operator wants these started at once, however often they failed."""
         for model in models:
             self.failures.pop(model, None)
+            self.lost.pop(model, None)
 
     def rules_changed(self, rules: Rules, stale: Collection[str], now: float) -> list[Effect]:
         """Other rules are in force. `stale` models must be restarted; those that are not in the rules must be stopped.
@@ -305,39 +317,27 @@ class Scheduler(MemoryTransitions):
         Both finish their requests first; requests waiting for a stale model wait for its next process.
         """
         self.rules = rules
+        self._know_this_host()
         for model in [*stale, *(name for name in self.models if name not in rules.models)]:
             self.failures.pop(model, None)
             self.enlarged.pop(model, None)
             self.alone.pop(model, None)
+            self.lost.pop(model, None)
             self._restore.pop(model, None)
             if model not in rules.models:
                 self._refuse_queued(UnknownModel(model), model)
             if model in self.models:
                 self._replace_process(self.models[model])
         for server in list(self.models.values()):
-            if server.phase is Phase.SUSPENDED and not rules.models[server.model].can_suspend:
+            if server.host and not rules.several_hosts:
+                self._replace_process(server)
+            elif server.phase is Phase.SUSPENDED and not rules.models[server.model].can_suspend:
                 self._stop([server], "reload")
             elif server.idle_since is not None:
                 self._mark_idle(server, now, server.idle_since)
         self._limit_suspended()
         self._reschedule(now)
         return self._take_effects()
-
-    def _replace_process(self, server: ModelState) -> None:
-        """The present process of a model runs an outdated definition."""
-        if server.phase is Phase.LOADING:
-            for entry in self._abandon(self._load_of(server.model)):
-                if server.model in self.rules.models:
-                    entry.stage = RequestStage.QUEUED
-                    self._enqueue(entry)
-                else:
-                    self._refuse(entry, UnknownModel(server.model))
-        elif server.phase is Phase.READY and server.serving:
-            server.stale = True
-        elif server.phase in (Phase.READY, Phase.SUSPENDED) or server.suspending:
-            self._stop([server], "reload")
-        else:
-            self._discard_unused(server)
 
     def draining(self, error: LlamaswapError) -> list[Effect]:
         """Loads are abandoned and waiting requests refused with `error`, until `resumed`; ready models serve on."""

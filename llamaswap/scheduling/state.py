@@ -9,9 +9,11 @@ from math import inf
 from attrs import Factory, define, field, frozen
 
 from llamaswap.config.policies.eviction import Eviction
+from llamaswap.config.schema.hosts import Place
 from llamaswap.config.schema.routing import FifoSettings
 from llamaswap.errors import FailureRecord, LlamaswapError
 from llamaswap.scheduling.effects import Effect, Ticket
+from llamaswap.scheduling.hosts import HostFacts
 from llamaswap.scheduling.memory import Ledger, Sizes
 
 PRIORITY_SCALE = 10.0
@@ -32,6 +34,9 @@ Clients that send their next request after each response find the model so, for 
 FOREIGN_MEMORY_WAIT = 60.0
 """How many seconds a request waits for memory that other programs use."""
 
+NO_LEDGER = Ledger({})
+ANYWHERE = Place()
+
 # -- rules -------------------------------------------------------------------------------------------------
 
 
@@ -41,7 +46,7 @@ class ModelRules:
 
     `can_suspend`: it is suspended instead of being stopped, and stopped after `suspended_ttl` seconds (0: never).
     `has_stop_command`: a command may stop what is left of it when it is not up. `is_lease`: it stands for a program
-    that was given memory; while it is served, that program runs.
+    that was given memory; while it is served, that program runs. `place` says on which hosts it may run.
     """
 
     limit: int = 0
@@ -50,6 +55,7 @@ class ModelRules:
     suspended_ttl: float = 0.0
     has_stop_command: bool = False
     is_lease: bool = False
+    place: Place = ANYWHERE
 
 
 @frozen
@@ -57,6 +63,7 @@ class Rules:
     """Everything configured that a decision depends on; `pinned` are the models that only an operator unloads.
 
     `by_memory`: besides what `evict` says, models are evicted if the memory is too small for them and the target.
+    `several_hosts`: models may run on other hosts; `evict` is then asked about the models of each host.
     """
 
     models: Mapping[str, ModelRules]
@@ -64,6 +71,7 @@ class Rules:
     fifo: FifoSettings = Factory(FifoSettings)
     pinned: frozenset[str] = frozenset()
     by_memory: bool = False
+    several_hosts: bool = False
 
     def fairness_window_of(self, ticket: Ticket) -> float:
         """The fairness window of a request, which its priority shortens."""
@@ -94,7 +102,7 @@ class ModelState:
     A suspended model's `idle_since` is when it was suspended. `idle_armed`: its idle timer runs. `memory` is the
     memory that its load was decided with, None if that was unknown; `suspended_size` is the MiB of RAM that it was last
     measured to keep while it was suspended. `ttl` are the idle seconds that a client asked for (None: those of the
-    rules), until it stops or is suspended.
+    rules), until it stops or is suspended. `host` is where its process is, or was.
     """
 
     model: str
@@ -115,6 +123,7 @@ class ModelState:
     memory: Sizes | None = None
     ttl: float | None = None
     suspended_size: int | None = None
+    host: str = ""
 
     @property
     def uses_memory(self) -> bool:
@@ -177,11 +186,13 @@ class ActiveSwap:
 
 @frozen
 class Reservation:
-    """The right of a starved request to the next load. `closed` are those of `evict` that get no new requests."""
+    """The right of a starved request to the next load on a host. `closed` are those of `evict` that get no new
+    requests."""
 
     model: str
     evict: frozenset[str]
     closed: frozenset[str]
+    host: str = ""
 
 
 @frozen
@@ -200,8 +211,9 @@ class Decision:
     `evicts` would be evicted, `waits_for` is in the way, `reason` names the rule in words. A queued request is to be
     decided about again at `until`, if no event comes before (0.0: one will). `abandon` are the loads that no request
     waits for and that are in the way. `error` is that of a refusal by a rule of the queue. A queued request with an
-    `error` waits for memory that other programs use, and gets it after `FOREIGN_MEMORY_WAIT` seconds. A load uses the
-    `memory`, None if that is unknown, on these `gpus`.
+    `error` waits for memory that other programs use, or for a host, and gets it after `FOREIGN_MEMORY_WAIT` seconds. A
+    load uses the `memory`, None if that is unknown, on these `gpus` of the `host`. `moves`: the model is suspended on a
+    host that has no room for it, and has to be stopped there first.
     """
 
     model: str
@@ -214,6 +226,8 @@ class Decision:
     error: LlamaswapError | None = None
     memory: Sizes | None = None
     gpus: tuple[str, ...] = ()
+    host: str = ""
+    moves: bool = False
 
 
 # -- the whole ---------------------------------------------------------------------------------------------
@@ -224,7 +238,10 @@ class SchedulerState:
     """Everything the scheduler has learned, and the questions about it. Only `Scheduler` changes it.
 
     `enlarged` has factors for the needs of models that ran out of memory. Models in `alone` did so at their last load,
-    which had evicted these models; the next one evicts all others.
+    which had evicted these models; the next one evicts all others. `hosts` are known, by name, this machine first, if
+    there are several. `occupied` are the models with a process by host. `lost` has the hosts on
+    which models were when those vanished; `missed` hosts vanished with so many others that what they ran is not loaded
+    elsewhere.
     """
 
     rules: Rules
@@ -239,6 +256,10 @@ class SchedulerState:
     ledger: Ledger = field(factory=lambda: Ledger({}), init=False)
     enlarged: dict[str, float] = field(factory=dict, init=False)
     alone: dict[str, tuple[str, ...]] = field(factory=dict, init=False)
+    hosts: Mapping[str, HostFacts] = field(factory=dict, init=False)
+    occupied: dict[str, dict[str, ModelState]] = field(factory=dict, init=False)
+    lost: dict[str, str] = field(factory=dict, init=False)
+    missed: frozenset[str] = field(default=frozenset(), init=False)
     _effects: list[Effect] = field(factory=list, init=False)
 
     def can_grant(self, model: str) -> bool:
@@ -283,9 +304,21 @@ class SchedulerState:
         server = self.models.get(model)
         return Phase.STOPPED if server is None else server.phase
 
-    def running(self, target: str) -> tuple[str, ...]:
-        """All models besides the target that use memory, in ascending order."""
-        return tuple(sorted(model for model, server in self.models.items() if server.uses_memory and model != target))
+    def servers_on(self, host: str) -> Mapping[str, ModelState]:
+        """The models with a process on this host."""
+        return self.occupied.get(host, {})
+
+    def ledger_on(self, host: str) -> Ledger:
+        """The memory of a host; nothing is known of one that has left."""
+        if not host:
+            return self.ledger
+        facts = self.hosts.get(host)
+        return NO_LEDGER if facts is None else facts.ledger
+
+    def running(self, target: str, host: str = "") -> tuple[str, ...]:
+        """All models besides the target that use memory of this host, in ascending order."""
+        servers = self.servers_on(host).values()
+        return tuple(sorted(server.model for server in servers if server.uses_memory and server.model != target))
 
     @property
     def settled(self) -> bool:

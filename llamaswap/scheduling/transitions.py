@@ -11,7 +11,7 @@ from math import ceil, inf
 
 from attrs import define, field
 
-from llamaswap.errors import KeepsFailing, LlamaswapError, WaitedTooLong
+from llamaswap.errors import KeepsFailing, LlamaswapError, UnknownModel, WaitedTooLong
 from llamaswap.scheduling.effects import (
     AbandonSwap,
     Effect,
@@ -117,7 +117,7 @@ class Transitions(SchedulerState):
         victims = [self.models[victim] for victim in decision.evicts]
         restore = tuple(victim.model for victim in victims if victim.phase is Phase.READY)
         suspend = suspendable(self, decision, [victim for victim in victims if self._may_suspend(victim)], now)
-        reason = reason_for(self, model, now) if entry else "back after a failed start"
+        reason = reason_for(self, model, now, decision.host) if entry else "back after a failed start"
         for victim in victims:
             self._leave(victim)
             victim.suspending = victim.model in suspend
@@ -125,6 +125,8 @@ class Transitions(SchedulerState):
         server = self.state_of(model)
         self._disarm_idle(server)
         server.phase = Phase.LOADING
+        self._occupy(server, decision.host)
+        self.lost.pop(model, None)
         server.generation = self._generation
         server.load_began = now
         server.idle_since = None
@@ -135,7 +137,18 @@ class Transitions(SchedulerState):
         self.loads[swap.generation] = swap
         waited, origin = (now - entry.ticket.since, entry.ticket.origin) if entry else (0.0, "restored")
         self._effects.append(
-            StartSwap(swap.generation, model, decision.evicts, reason, waited, suspend, origin, decision.gpus)
+            StartSwap(
+                generation=swap.generation,
+                model=model,
+                evict=decision.evicts,
+                reason=reason,
+                waited=waited,
+                suspend=suspend,
+                origin=origin,
+                gpus=decision.gpus,
+                host=decision.host,
+                sizes=decision.memory,
+            )
         )
         if entry:
             self._join(entry)
@@ -152,6 +165,12 @@ class Transitions(SchedulerState):
         return list(swap.waiters.values())
 
     # -- servers -------------------------------------------------------------------------------------------
+
+    def _occupy(self, server: ModelState, host: str) -> None:
+        """A process of the server is on this host, or about to be."""
+        self.occupied.get(server.host, {}).pop(server.model, None)
+        self.occupied.setdefault(host, {})[server.model] = server
+        server.host = host
 
     def _may_suspend(self, server: ModelState) -> bool:
         """Whether a server that has to leave is suspended. One that is loading is, if it was only being resumed."""
@@ -186,8 +205,26 @@ class Transitions(SchedulerState):
         if models:
             self._effects.append(Stop(tuple(models), why))
 
+    def _replace_process(self, server: ModelState, why: str = "reload") -> None:
+        """The present process of a model runs an outdated definition, or on a host that it has to leave."""
+        if server.phase is Phase.LOADING:
+            for entry in self._abandon(self._load_of(server.model)):
+                if server.model in self.rules.models:
+                    entry.stage = RequestStage.QUEUED
+                    self._enqueue(entry)
+                else:
+                    self._refuse(entry, UnknownModel(server.model))
+        elif server.phase is Phase.READY and server.serving:
+            server.stale = True
+        elif server.phase in (Phase.READY, Phase.SUSPENDED) or server.suspending:
+            self._stop([server], why)
+        else:
+            self._discard_unused(server)
+
     def _leave(self, server: ModelState) -> None:
         """The server gets no more requests, and those it serves no longer keep it."""
+        if server.phase is Phase.STOPPED:
+            self._occupy(server, server.host)
         self._disarm_idle(server)
         if server.phase is Phase.READY:
             self.failures.pop(server.model, None)
@@ -237,13 +274,17 @@ class Transitions(SchedulerState):
         now: float,
         suspended: bool = False,
         ttl: float | None = None,
+        host: str = "",
     ) -> list[Effect]:
-        """A server was ready, or suspended, before the scheduler was created, and unused since `idle_since`."""
+        """A server was ready, or suspended, before the scheduler was created, and unused since `idle_since`; or it is
+        on a host that is back."""
         server = self.state_of(model)
         if model not in self.rules.models or server.phase is not Phase.STOPPED or self.shutdown_error is not None:
             return []
         self._generation += 1
         server.phase = Phase.SUSPENDED if suspended else Phase.READY
+        self._occupy(server, host)
+        self.lost.pop(model, None)
         server.generation = self._generation
         server.ready_at = ready_at
         server.worked_at = idle_since
@@ -316,6 +357,8 @@ class Transitions(SchedulerState):
                     self._refuse(entry, overdue)
                     continue
                 deadlines += self._deadlines(entry, decision)
+                if decision.moves:
+                    self._stop([self.models[model]], "host")
                 # What it waits for may last for hours: other models are loaded meanwhile, if they fit.
                 for_programs = decision.error is not None or any(map(self.is_lease, decision.waits_for))
                 reserves = entry.starved and not for_programs

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import Model
 from llamaswap.errors import ModelUnloaded, StartFailed
+from llamaswap.scheduling.effects import StartSwap
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.supervisor_protocol import ServerStatus, Supervised
 
@@ -80,6 +81,9 @@ class PreparedSupervisor:
         self._inner.set_definition(model)
         for one in self._preparations:
             one.set_definition(model)
+
+    def set_place(self, start: StartSwap) -> None:
+        self._inner.set_place(start)
 
     def snapshot(self) -> ServerSnapshot | None:
         return self._inner.snapshot()

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import Model
 from llamaswap.errors import StartFailed
+from llamaswap.scheduling.effects import StartSwap
 from llamaswap.servers import lifecycle
 from llamaswap.servers.command import stop_words
 from llamaswap.servers.launch_plan import CannotStart, check_launch, plan_launch
@@ -106,6 +107,9 @@ class Supervisor:
         if (model.cmd, model.env, model.proxy) != (self.model.cmd, self.model.env, self.model.proxy):
             self._last_error = ""
         self.model = model
+
+    def set_place(self, start: StartSwap) -> None:
+        """Nothing to do: this supervisor starts its server on this machine."""
 
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
         try:

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import Model
 from llamaswap.errors import StartFailed
+from llamaswap.scheduling.effects import StartSwap
 from llamaswap.servers.server_snapshot import ServerSnapshot
 
 
@@ -78,6 +79,9 @@ class Supervised(Protocol):
 
     def set_definition(self, model: Model) -> None:
         """The next start uses this definition; a running server stays as it is."""
+
+    def set_place(self, start: StartSwap) -> None:
+        """The next start is that of this effect, on its `host`; it is called only if there are several hosts."""
 
     def snapshot(self) -> ServerSnapshot | None:
         """What a new program in this process needs to keep the server; None if it is neither ready nor suspended."""
