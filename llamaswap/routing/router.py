@@ -27,13 +27,12 @@ from llamaswap.errors import (
 )
 from llamaswap.events import EventBus, LoadFailed, Preloaded, ProfileChanged, RequestQueued, StateChanged
 from llamaswap.observe.vram_reclaim import VramReclaim
+from llamaswap.routing.hosts_router import HostsRouter
 from llamaswap.routing.interfaces import NO_STANDING, Standing
 from llamaswap.routing.leases import Lease, PendingLease
-from llamaswap.routing.leasing_router import LeasingRouter
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.effects import Admit, Refuse, Ticket
-from llamaswap.scheduling.hosts import HostFacts, vanished
 from llamaswap.scheduling.out_of_memory import ran_out_of_memory
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.scheduler import Scheduler
@@ -45,7 +44,7 @@ KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill 
 
 
 @define(eq=False)
-class Router(LeasingRouter):
+class Router(HostsRouter):
     """Leases, loads and unloads models. `profile` is the active profile.
 
     `chosen_profile` is the profile that an operator has chosen ("": none), None as long as that of the start is active.
@@ -343,32 +342,6 @@ class Router(LeasingRouter):
         stopped = self.swaps.until_stopped(self._models).addTimeout(deadline, self._clock, too_late)
         self._perform(effects)
         return stopped.addCallback(close)
-
-    # -- hosts ---------------------------------------------------------------------------------------------
-
-    def hosts_changed(self, hosts: Mapping[str, HostFacts]) -> None:
-        """These hosts are known now, by name, "" being this machine; see `HostTransitions.hosts_changed`.
-
-        The leases of what runs on a host that is not online any more are lost.
-        """
-        for host in vanished(self._scheduler.hosts, hosts):
-            models = sorted(self._scheduler.servers_on(host))
-            for model in models:
-                self._models[model].mark_lost()
-            self._log.warn("host {host} vanished with {models}", host=host, models=", ".join(models) or "no models")
-        missed, now = self._scheduler.missed, self._clock.seconds()
-        self._perform(self._scheduler.hosts_changed(hosts, now), now)
-        if self._scheduler.missed - missed:
-            self._log.error(
-                "{hosts} vanished at once, more than half of the hosts: what they ran is not loaded elsewhere until "
-                "most of them are back or an operator loads it",
-                hosts=", ".join(sorted(self._scheduler.missed)),
-            )
-
-    def load_lost_elsewhere(self) -> None:
-        """An operator wants what ran on vanished hosts loaded elsewhere, although more than half of them vanished."""
-        now = self._clock.seconds()
-        self._perform(self._scheduler.load_lost_elsewhere(now), now)
 
     # -- reports of supervisors ----------------------------------------------------------------------------
 

@@ -55,12 +55,16 @@ def best_fits(state: SchedulerState, model: str, hosts: Sequence[str], now: floa
     """
     fits = [fit_on(state, model, host, now) for host in hosts]
     for fit in fits:
+        need = need_on(state, model, fit.host) if state.rules.by_memory and fit.placement.sizes is None else None
+        measured = RAM in state.ledger_on(fit.host).devices
+        if need is not None and need.firm and measured and not fit.placement.obstacle and len(state.hosts) > 1:
+            fit.placement = Placement(obstacle="never")  # it has too few GPUs
         if fit.pinned or fit.placement.obstacle:
             fit.cost = inf
             continue
         fit.cost = eviction_cost(state, model, fit.evicts, now)
-        if state.rules.by_memory and fit.placement.sizes is None and need_on(state, model, fit.host) is not None:
-            fit.cost += TOO_SMALL if RAM in state.ledger_on(fit.host).devices else UNMEASURED
+        if need is not None:
+            fit.cost += TOO_SMALL if measured else UNMEASURED
     return sorted(fits, key=_order)
 
 

@@ -1,4 +1,7 @@
-"""Transitions of hosts: they join, change, are drained, vanish with what they ran, and come back."""
+"""Transitions of hosts: they join, change, are drained, vanish with what they ran, and come back.
+
+Servers that ran before are adopted.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from collections.abc import Mapping
 
 from attrs import define, evolve, field
 
+from llamaswap.errors import UnknownModel
 from llamaswap.scheduling.effects import Effect
 from llamaswap.scheduling.hosts import HostFacts, vanished
 from llamaswap.scheduling.memory import Ledger
 from llamaswap.scheduling.memory_transitions import MemoryTransitions
-from llamaswap.scheduling.state import Phase, RequestStage
+from llamaswap.scheduling.state import ModelState, Phase, RequestStage
 
 VANISH_WINDOW = 30.0  # seconds; hosts that vanish within it have vanished at once
 
@@ -50,6 +54,34 @@ class HostTransitions(MemoryTransitions):
         self._reschedule(now)
         return self._take_effects()
 
+    def adopted(
+        self,
+        model: str,
+        ready_at: float,
+        idle_since: float,
+        now: float,
+        suspended: bool = False,
+        ttl: float | None = None,
+        host: str = "",
+    ) -> list[Effect]:
+        """A server was ready, or suspended, before the scheduler was created, and unused since `idle_since`; or it is
+        on a host that is back."""
+        server = self.state_of(model)
+        if model not in self.rules.models or server.phase is not Phase.STOPPED or self.shutdown_error is not None:
+            return []
+        self._generation += 1
+        server.phase = Phase.SUSPENDED if suspended else Phase.READY
+        self._occupy(server, host)
+        self.lost.pop(model, None)
+        server.generation = self._generation
+        server.ready_at = ready_at
+        server.worked_at = idle_since
+        server.ttl = ttl
+        self._mark_idle(server, now, idle_since)
+        if suspended:
+            self._limit_suspended()
+        return self._take_effects()
+
     def memory_changed(self, ledger: Ledger, now: float) -> list[Effect]:
         if self.hosts:
             self.hosts = {**self.hosts, "": evolve(self.hosts[""], ledger=ledger)}
@@ -79,3 +111,19 @@ class HostTransitions(MemoryTransitions):
         self._vanished = recent
         missed = (self.missed - online).union(recent)
         self.missed = frozenset(missed) if 2 * len(missed) > len(online) + len(missed) else frozenset()
+
+    def _replace_process(self, server: ModelState, why: str = "reload") -> None:
+        """The present process of a model runs an outdated definition, or on a host that it has to leave."""
+        if server.phase is Phase.LOADING:
+            for entry in self._abandon(self._load_of(server.model)):
+                if server.model in self.rules.models:
+                    entry.stage = RequestStage.QUEUED
+                    self._enqueue(entry)
+                else:
+                    self._refuse(entry, UnknownModel(server.model))
+        elif server.phase is Phase.READY and server.serving:
+            server.stale = True
+        elif server.phase in (Phase.READY, Phase.SUSPENDED) or server.suspending:
+            self._stop([server], why)
+        else:
+            self._discard_unused(server)

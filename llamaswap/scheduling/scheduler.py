@@ -22,6 +22,10 @@ The decision tree for a request, in order; the first rule that applies decides:
 10. Otherwise start the load. Evicted models that can suspend are suspended (with memory: if RAM has room for them), the
    others are stopped; loads that no request waits for are abandoned if they are in the way.
 
+With several hosts, rules 8 to 10 are applied to each host that may run the model, and the host is chosen on which the
+evictions cost least (`host_planner.best_fits`); if the request would have to wait there, the next ones are tried. A
+model that stops or is suspended keeps its host. A request whose hosts are offline waits for at most a minute.
+
 The eviction policy says what a load evicts. If memory decides, `memory.place` adds what has to leave so that the model
 fits; a model of unknown need is loaded alone, and so is one whose last load ran out of memory, once for its requests. A
 lease of memory is a model to these rules, whose one request is served for as long as its program runs.

@@ -11,7 +11,7 @@ from math import ceil, inf
 
 from attrs import define, field
 
-from llamaswap.errors import KeepsFailing, LlamaswapError, UnknownModel, WaitedTooLong
+from llamaswap.errors import KeepsFailing, LlamaswapError, WaitedTooLong
 from llamaswap.scheduling.effects import (
     AbandonSwap,
     Effect,
@@ -205,22 +205,6 @@ class Transitions(SchedulerState):
         if models:
             self._effects.append(Stop(tuple(models), why))
 
-    def _replace_process(self, server: ModelState, why: str = "reload") -> None:
-        """The present process of a model runs an outdated definition, or on a host that it has to leave."""
-        if server.phase is Phase.LOADING:
-            for entry in self._abandon(self._load_of(server.model)):
-                if server.model in self.rules.models:
-                    entry.stage = RequestStage.QUEUED
-                    self._enqueue(entry)
-                else:
-                    self._refuse(entry, UnknownModel(server.model))
-        elif server.phase is Phase.READY and server.serving:
-            server.stale = True
-        elif server.phase in (Phase.READY, Phase.SUSPENDED) or server.suspending:
-            self._stop([server], why)
-        else:
-            self._discard_unused(server)
-
     def _leave(self, server: ModelState) -> None:
         """The server gets no more requests, and those it serves no longer keep it."""
         if server.phase is Phase.STOPPED:
@@ -264,34 +248,6 @@ class Transitions(SchedulerState):
             server.ttl = ttl
             if server.phase is Phase.READY and server.idle_since is not None:
                 self._mark_idle(server, now)
-        return self._take_effects()
-
-    def adopted(
-        self,
-        model: str,
-        ready_at: float,
-        idle_since: float,
-        now: float,
-        suspended: bool = False,
-        ttl: float | None = None,
-        host: str = "",
-    ) -> list[Effect]:
-        """A server was ready, or suspended, before the scheduler was created, and unused since `idle_since`; or it is
-        on a host that is back."""
-        server = self.state_of(model)
-        if model not in self.rules.models or server.phase is not Phase.STOPPED or self.shutdown_error is not None:
-            return []
-        self._generation += 1
-        server.phase = Phase.SUSPENDED if suspended else Phase.READY
-        self._occupy(server, host)
-        self.lost.pop(model, None)
-        server.generation = self._generation
-        server.ready_at = ready_at
-        server.worked_at = idle_since
-        server.ttl = ttl
-        self._mark_idle(server, now, idle_since)
-        if suspended:
-            self._limit_suspended()
         return self._take_effects()
 
     def _disarm_idle(self, server: ModelState) -> None:
