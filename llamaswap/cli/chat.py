@@ -1,8 +1,15 @@
-"""`run MODEL`: a chat in the terminal: one response to a prompt (an argument, or piped in), or a conversation."""
+"""`run [MODEL]`: a chat in the terminal: one response to a prompt (an argument, or piped in), or a conversation."""
 
 from __future__ import annotations
 
+import base64
+import json
+import mimetypes
+import os
+import re
 import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import click
 from attrs import define, field
@@ -11,7 +18,19 @@ from llamaswap.cli.client import ClientError, JsonObject
 from llamaswap.cli.context import CliContext, by_name, model_names, remote
 from llamaswap.cli.streaming import StreamPiece, StreamStats, collect
 
-HELP = "/clear forgets the conversation, /system TEXT sets the system prompt, /bye or Ctrl-D leaves; Ctrl-C interrupts"
+HELP = """\
+/model [NAME]        change the model; without a name, choose it from a list
+/system [TEXT]       set the system prompt, or remove it
+/set [NAME [VALUE]]  set a parameter such as temperature; without a value, remove it; without a name, show all
+/clear               forget the conversation
+/bye, Ctrl-D         leave; Ctrl-C interrupts a response
+\"\"\"                  begins and ends a prompt of several lines
+Names of image files in a prompt attach the images."""
+HINT = "/? shows what can be typed"
+IMAGE = re.compile(r"\S+\.(?:png|jpe?g|webp|gif)", re.IGNORECASE)
+MAX_IMAGE = 20 * 1024 * 1024  # bytes; servers accept less
+LINES = '"""'
+Ask = Callable[[str], str]
 
 
 @define
@@ -21,17 +40,33 @@ class Conversation:
     model: str
     system: str = ""
     options: JsonObject = field(factory=dict)
-    messages: list[dict[str, str]] = field(factory=list)
+    messages: list[JsonObject] = field(factory=list)
 
-    def request(self, prompt: str) -> JsonObject:
-        """The request for the next response."""
+    def request(self, prompt: JsonObject) -> JsonObject:
+        """The request for the response to a message."""
         lead = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*lead, *self.messages, {"role": "user", "content": prompt}]
-        return {"model": self.model, "messages": messages, **self.options}
+        return {"model": self.model, "messages": [*lead, *self.messages, prompt], **self.options}
 
-    def add(self, prompt: str, response: str) -> None:
-        """Add a prompt and its response. The reasoning is not sent back, as models expect."""
-        self.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    def add(self, prompt: JsonObject, response: str) -> None:
+        """Add a message and its response. The reasoning is not sent back, as models expect."""
+        self.messages += [prompt, {"role": "assistant", "content": response}]
+
+
+def message(text: str, images: Iterable[Path] = ()) -> JsonObject:
+    """The user's message, with images. Raises OSError, and ClickException for an image that is too large."""
+    parts: list[JsonObject] = []
+    for path in images:
+        if path.stat().st_size > MAX_IMAGE:
+            raise click.ClickException(f"{path} has more than {MAX_IMAGE // 1024 // 1024} MiB")
+        kind = mimetypes.guess_type(path.name)[0] or "image/png"
+        data = base64.b64encode(path.read_bytes()).decode()
+        parts.append({"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}})
+    return {"role": "user", "content": [{"type": "text", "text": text}, *parts] if parts else text}
+
+
+def images_in(text: str) -> list[Path]:
+    """The image files that a text names."""
+    return [Path(name) for name in IMAGE.findall(text) if os.path.isfile(name)]
 
 
 @define
@@ -61,7 +96,7 @@ class Printer:
             click.echo()
 
 
-def respond(context: CliContext, conversation: Conversation, prompt: str, stats: bool) -> StreamStats:
+def respond(context: CliContext, conversation: Conversation, prompt: JsonObject, stats: bool) -> StreamStats:
     """Request a response and print it, unless --json is given. An interrupted one is not added to the conversation."""
     printer = Printer(sys.stdout.isatty())
     show = printer.show if not context.as_json else lambda piece: None
@@ -80,68 +115,131 @@ def respond(context: CliContext, conversation: Conversation, prompt: str, stats:
 
 
 @click.command()
-@click.argument("model", shell_complete=model_names)
+@click.argument("model", required=False, shell_complete=model_names)
 @click.argument("prompt", nargs=-1)
 @click.option("--system", default="", help="The system prompt.")
 @click.option("--temperature", type=float, help="Sampling temperature.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Limit of tokens per response.")
+@click.option(
+    "-i", "--image", "images", multiple=True, type=click.Path(path_type=Path, exists=True), help="An image to attach."
+)
 @click.option("--stats", is_flag=True, help="Print the speed of each response.")
 @remote
 def run(
     context: CliContext,
-    model: str,
+    model: str | None,
     prompt: tuple[str, ...],
     system: str,
     temperature: float | None,
     max_tokens: int | None,
+    images: tuple[Path, ...],
     stats: bool,
 ) -> None:
-    """Chat with a model; it is loaded if necessary."""
+    """Chat with a model; it is loaded if necessary. Without MODEL it can be chosen from a list."""
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options = {name: value for name, value in given.items() if value is not None}
-    conversation = Conversation(model, system, options)
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().strip()
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    piped = "" if sys.stdin is None or terminal else sys.stdin.read().strip()
     words = "\n\n".join(part for part in (" ".join(prompt), piped) if part)
-    if words or not sys.stdin or not sys.stdin.isatty():
-        if not words:
-            raise click.UsageError("no prompt: give a PROMPT, or pipe one in")
-        measured = respond(context, conversation, words, stats)
-        if context.as_json:
-            context.document(_document(model, measured))
-        return
-    if context.as_json:
+    if not terminal and (not model or not words):
+        raise click.UsageError("no prompt: give a PROMPT, or pipe one in" if model else "name a MODEL")
+    if context.as_json and not words:
         raise click.UsageError("--json needs a PROMPT")
-    _talk(context, conversation, stats)
+    conversation = Conversation(model or choose(context, input), system, options)
+    if not words:
+        talk(context, conversation, stats, input)
+        return
+    measured = respond(context, conversation, message(words, images), stats)
+    if context.as_json:
+        context.document(_document(conversation.model, measured))
 
 
-def _talk(context: CliContext, conversation: Conversation, stats: bool) -> None:
+def choose(context: CliContext, ask: Ask) -> str:
+    """Let the user choose one of the models. Raises ClientError if there is none."""
+    names = [str(row["id"]) for row in context.client.json("/v1/models")["data"]]
+    if not names:
+        raise ClientError("no model is configured")
+    if len(names) == 1:
+        context.note(names[0])
+        return names[0]
+    for number, name in enumerate(names, 1):
+        context.note(f"{number:>3}  {name}", "")
+    while True:
+        try:
+            chosen = ask("model: ").strip()
+        except EOFError:
+            raise click.Abort from None
+        if chosen.isdecimal() and 0 < int(chosen) <= len(names):
+            return names[int(chosen) - 1]
+        matching = [name for name in names if chosen and name.startswith(chosen)]
+        if chosen in names or len(matching) == 1:
+            return chosen if chosen in names else matching[0]
+        context.note(f"type a number up to {len(names)}, or a name", "yellow")
+
+
+def talk(context: CliContext, conversation: Conversation, stats: bool, ask: Ask) -> None:
+    """A conversation: `ask` reads a line, and raises EOFError at the end."""
     try:
         import readline  # noqa: F401  # line editing and history for input()
     except ImportError:
         pass
-    context.note(HELP)
+    context.note(HINT)
     while True:
         try:
-            line = input("> ").strip()
+            line, literal = _read(ask)
         except (EOFError, KeyboardInterrupt):
             click.echo()
             return
         word, _, rest = line.partition(" ")
-        if word in ("/bye", "/exit", "/quit"):
+        if word in ("/bye", "/exit", "/quit") and not literal:
             return
-        if word == "/clear":
-            conversation.messages.clear()
-        elif word == "/system":
-            conversation.system = rest.strip()
-        elif word.startswith("/") and "/" not in word[1:]:
-            context.note(HELP)
-        elif line:
-            try:
-                respond(context, conversation, line, stats)
-            except ClientError as error:
-                context.note(str(error), "red")
-            except KeyboardInterrupt:
-                context.note("interrupted")
+        try:
+            if word.startswith("/") and "/" not in word[1:] and not literal:
+                _command(context, conversation, word, rest.strip(), ask)
+            elif line:
+                respond(context, conversation, message(line, images_in(line)), stats)
+        except (ClientError, OSError, click.ClickException) as error:
+            context.note(str(error), "red")
+        except KeyboardInterrupt:
+            context.note("interrupted")
+
+
+def _read(ask: Ask) -> tuple[str, bool]:
+    """(the next prompt, whether it was between triple quotes and is no command therefore)."""
+    line = ask("> ").strip()
+    if not line.startswith(LINES):
+        return line, False
+    text = line.removeprefix(LINES)
+    while LINES not in text:
+        text += "\n" + ask("... ")
+    return text.partition(LINES)[0].strip(), True
+
+
+def _command(context: CliContext, conversation: Conversation, word: str, rest: str, ask: Ask) -> None:
+    if word == "/clear":
+        conversation.messages.clear()
+    elif word == "/system":
+        conversation.system = rest
+    elif word == "/model":
+        conversation.model = rest or choose(context, ask)
+    elif word == "/set":
+        name, _, value = rest.partition(" ")
+        if value:
+            conversation.options[name] = _value(value.strip())
+        elif name:
+            conversation.options.pop(name, None)
+        for name, value in conversation.options.items():
+            context.note(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+    else:
+        context.note(HELP)
+
+
+def _value(text: str) -> object:
+    """A value as JSON has it; other text is itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _document(model: str, measured: StreamStats) -> JsonObject:

@@ -43,7 +43,10 @@ def write(context: CliContext, found: ScanResult, output: str, force: bool) -> N
         context.document(
             {
                 "output": None if output == "-" else output,
-                "models": [{"name": model.name, "command": list(model.words)} for model in found.models],
+                "models": [
+                    {"name": model.name, "command": list(model.words), "skipped": list(model.skipped)}
+                    for model in found.models
+                ],
                 "servers": [
                     {"name": server.name, "url": server.url, "models": list(server.models)} for server in found.servers
                 ],
@@ -55,6 +58,9 @@ def write(context: CliContext, found: ScanResult, output: str, force: bool) -> N
     else:
         summary = f"{counted(len(found.models), 'model')}, {counted(len(found.servers), 'running server')}"
         context.say(f"{output}: {summary}", "green")
+        for model in found.models:
+            if model.skipped:
+                context.say(f"{model.name}: not taken over: {', '.join(model.skipped)}", "yellow")
         if any(model.active and model.words[0] == "llama-server" for model in found.models):
             context.say("llama-server was not found: install llama.cpp, or put its path into the commands", "yellow")
         if not found.models and not found.servers:

@@ -1,4 +1,4 @@
-"""`pull REPO[:QUANT]`: downloads files of a Hugging Face repository into its cache.
+"""`pull REPO[:QUANT]`: downloads files of a Hugging Face repository into its cache, and adds an entry for them.
 
 A download that broke or was killed is resumed; complete files are not downloaded again.
 """
@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import click
 from attrs import evolve
 
+from llamaswap.cli.config_edit import WRITTEN, add_model
 from llamaswap.cli.context import CliContext, local
+from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.cli.hf_download import fetch
-from llamaswap.discover.config_writer import gguf_models, is_projector, model_entry, model_name
+from llamaswap.discover.config_writer import FoundModel, gguf_models, is_projector, model_entry, model_name
 
 PROGRESS_INTERVAL = 0.5
+OFFLINE_TIMEOUT = 5.0  # seconds for a connection to the hub
+LIST_TIMEOUT = 30.0  # seconds for the list of a repository's files
+HUB_ADDRESS = re.compile(r"^(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
 DEFAULT_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")  # the first one that the repository has, if none is named
 QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*))(?=[-./]|$)", re.IGNORECASE)
 
@@ -28,9 +38,29 @@ class NoSuchQuant(Exception):
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """(repository, quant) of REPO[:QUANT]."""
-    repository, _, quant = text.partition(":")
-    return repository, quant
+    """(repository, quant) of REPO[:QUANT], which may begin with the hub's address, as for Ollama."""
+    repository, _, quant = HUB_ADDRESS.sub("", text).partition(":")
+    return repository.strip("/"), quant
+
+
+def is_reachable(url: str, timeout: float = OFFLINE_TIMEOUT) -> bool:
+    """Whether a connection to the server of a URL can be opened in this time, with the name's resolution."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    outcome: list[bool] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((parts.hostname or "", port), timeout).close()
+            outcome.append(True)
+        except OSError:
+            pass
+
+    # In a thread, because the resolution of a name has no timeout, and each address of it would get its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(outcome)
 
 
 def quant_of(name: str) -> str:
@@ -69,13 +99,43 @@ def choose(names: Sequence[str], quant: str = "") -> list[str]:
 @click.option("--token", envvar="HF_TOKEN", help="For gated repositories ($HF_TOKEN).")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Download into this folder instead of the cache.")
 @click.option("--progress", is_flag=True, help="Report the progress on standard error, in lines of JSON.")
+@click.option("--add/--no-add", default=None, help="Add the model to the configuration; asked for on a terminal.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), default=DEFAULT_CONFIG, help="It is added here."
+)
 @local
 def pull(
-    context: CliContext, name: str, revision: str | None, token: str | None, folder: Path | None, progress: bool
+    context: CliContext,
+    name: str,
+    revision: str | None,
+    token: str | None,
+    folder: Path | None,
+    progress: bool,
+    add: bool | None,
+    config: Path,
 ) -> None:
-    """Download a model from Hugging Face."""
+    """Download a model from Hugging Face.
+
+    The name may also be written as for Ollama: hf.co/REPO:QUANT.
+    """
+    repository, paths = _download(context, name, revision, token, folder and folder.absolute(), progress)
+    models = gguf_models(path for path in paths if path.suffix.lower() == ".gguf")
+    models = models or [FoundModel(model_name(repository.rpartition("/")[2]), ("vllm", "serve", repository))]
+    _report(context, repository, paths, models)
+    if add is None and not context.as_json and sys.stdin is not None and sys.stdin.isatty():
+        add = click.confirm(f"Add {', '.join(model.name for model in models)} to {config}?", default=True, err=True)
+    for model in models if add else ():
+        config.touch()
+        add_model(config, model, "llamaswap pull")
+        context.note(f"added {model.name}: {WRITTEN.format(file=config)}", "green")
+
+
+def _download(
+    context: CliContext, name: str, revision: str | None, token: str | None, folder: Path | None, progress: bool
+) -> tuple[str, list[Path]]:
+    """The repository's name, and the downloaded files."""
     try:
-        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub import HfApi, constants, hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise click.ClickException(
@@ -83,9 +143,14 @@ def pull(
         ) from None
     repository, quant = split_name(name)
     paths: list[Path] = []
+    if not getproxies() and not is_reachable(constants.ENDPOINT):
+        raise click.ClickException(
+            f"{name}: no connection to {constants.ENDPOINT} in {OFFLINE_TIMEOUT:.0f} s; is this machine offline?"
+        )
     try:
         # An empty token must not become an empty header; False would forbid the one the user logged in with.
-        names = HfApi(token=token or None).list_repo_files(repository, revision=revision)
+        found = HfApi(token=token or None).model_info(repository, revision=revision, timeout=LIST_TIMEOUT)
+        names = [sibling.rfilename for sibling in found.siblings or ()]
         chosen = choose(names, quant)
         for number, file in enumerate(chosen, 1):
             context.note(f"{number} of {len(chosen)}: {file}")
@@ -103,7 +168,7 @@ def pull(
         if not is_network_error(error):
             raise
         raise click.ClickException(f"{name}: {error}; is the hub reachable?") from None
-    _report(context, repository, paths)
+    return repository, paths
 
 
 class ProgressLines:
@@ -127,22 +192,13 @@ def is_network_error(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
 
-def _report(context: CliContext, repository: str, paths: Sequence[Path]) -> None:
-    models = gguf_models(path for path in paths if path.suffix.lower() == ".gguf")
+def _report(context: CliContext, repository: str, paths: Sequence[Path], models: Sequence[FoundModel]) -> None:
     if context.as_json:
-        context.document(
-            {
-                "repository": repository,
-                "files": [str(path) for path in paths],
-                "models": [{"name": model.name, "command": list(model.words)} for model in models],
-            }
-        )
+        rows = [{"name": model.name, "command": list(model.words)} for model in models]
+        context.document({"repository": repository, "files": [str(path) for path in paths], "models": rows})
         return
     for path in paths:
         click.echo(str(path))
     for model in models:
         entry = model_entry(model.name, evolve(model, note=""))
         context.note(f"\nFor the configuration:\n\n{entry}".rstrip("\n"))
-    if not models:
-        context.note(f"\nFor the configuration:\n\n  {model_name(repository.rpartition('/')[2])}:")
-        context.note(f"    cmd: vllm serve {repository} --port ${{PORT}}")

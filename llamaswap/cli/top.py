@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import closing
 
 import click
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -52,9 +52,19 @@ def _machine(client: ApiClient) -> tuple[list[JsonObject], JsonObject | None]:
 
 def view(data: JsonObject) -> Group:
     """The data as tables and lines."""
+    parts = devices(data)
+    running = [model for model in data["models"] if models.state_of(model) != "stopped"]
+    stopped = [model["id"] for model in data["models"] if models.state_of(model) == "stopped"]
+    if running:
+        parts.append(models.model_table(running))
+    parts.append(Text(f"not loaded: {', '.join(stopped) or 'none'}", style="dim", overflow="ellipsis", no_wrap=True))
+    return Group(*parts, *requests(data))
+
+
+def devices(data: JsonObject) -> list[RenderableType]:
+    """The machine's processors, memory and GPUs."""
     parts: list[RenderableType] = []
-    system = data["system"]
-    if system:
+    if system := data["system"]:
         cores = system["cpu_util_per_core"] or [0]
         parts.append(
             Text(
@@ -64,18 +74,18 @@ def view(data: JsonObject) -> Group:
         )
     if data["gpus"]:
         parts.append(_gpus(data["gpus"]))
-    running = [model for model in data["models"] if models.state_of(model) != "stopped"]
-    stopped = [model["id"] for model in data["models"] if models.state_of(model) == "stopped"]
-    if running:
-        parts.append(models.model_table(running))
-    parts += [Text(line, style="red") for line in models.failures(running)]
-    parts.append(Text(f"not loaded: {', '.join(stopped) or 'none'}", style="dim", overflow="ellipsis", no_wrap=True))
+    return parts
+
+
+def requests(data: JsonObject) -> list[RenderableType]:
+    """Why models failed, the requests in flight, and those in the queue."""
+    parts: list[RenderableType] = [Text(line, style="red") for line in models.failures(data["models"])]
     if data["requests"]:
         parts.append(_requests(data["requests"]))
     reasons = {row["model"]: f": {row['reason']}" for row in data["requests"] if row.get("reason")}
     for waiting in data["queue"][:REQUEST_ROWS]:
         parts.append(Text(models.wait_text(waiting) + reasons.get(waiting["model"], ""), style="yellow"))
-    return Group(*parts)
+    return parts
 
 
 def _gpus(rows: list[JsonObject]) -> Table:
@@ -109,7 +119,7 @@ def _requests(rows: list[JsonObject]) -> Table:
 @click.option("--once", is_flag=True, help="Print the view once and exit.")
 @remote
 def top(context: CliContext, every: float, once: bool) -> None:
-    """Watch models, requests and GPUs."""
+    """Watch models, requests and GPUs; on a terminal, keys load, unload and pin models (? lists them)."""
     if context.as_json:
         while True:
             context.line(gather(context.client, thorough=True))
@@ -117,17 +127,17 @@ def top(context: CliContext, every: float, once: bool) -> None:
                 return
             time.sleep(every)
     first = view(gather(context.client))
-    if once or not context.out.is_terminal:  # to a pipe or a file one view after the other
-        context.show(first)
-        while not once:
-            time.sleep(every)
-            context.out.print()
-            context.show(_view_or_error(context.client))
+    if not once and context.out.is_terminal and sys.stdin is not None and sys.stdin.isatty():
+        from llamaswap.cli.top_screen import TopScreen, show
+
+        screen = TopScreen(context.client, devices, requests)
+        show(screen, lambda: gather(context.client), context.out, every)
         return
-    with Live(first, console=context.out, screen=True, auto_refresh=False) as live:
-        while True:
-            time.sleep(every)
-            live.update(_view_or_error(context.client), refresh=True)
+    context.show(first)  # to a pipe or a file one view after the other
+    while not once:
+        time.sleep(every)
+        context.out.print()
+        context.show(_view_or_error(context.client))
 
 
 def _view_or_error(client: ApiClient) -> Group | Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
@@ -20,7 +21,8 @@ class FoundModel:
     """A model that an engine could serve.
 
     `words` is the command without --port, `note` its origin, `files` the model with all its shards, `bytes` their size
-    (0 if unknown). An engine for a model that is not `active` was not found.
+    (0 if unknown). An engine for a model that is not `active` was not found. `params` and `system_prompt` are for
+    requests without them, and `skipped` names what the program that had the model knows of it and the entry cannot say.
     """
 
     name: str
@@ -30,6 +32,10 @@ class FoundModel:
     active: bool = True
     files: tuple[PurePath, ...] = ()
     bytes: int = 0
+    aliases: tuple[str, ...] = ()
+    params: Mapping[str, object] = field(factory=dict)
+    system_prompt: str = ""
+    skipped: tuple[str, ...] = ()
 
 
 @frozen
@@ -187,7 +193,21 @@ def model_entry(name: str, model: FoundModel, port: str = "--port") -> str:
     """The entry of a model below `models:`; `port` is the flag of its engine."""
     note = f"  # {model.note}\n" if model.note else ""
     check = f"    checkEndpoint: {model.check_endpoint}\n" if model.check_endpoint else ""
-    return f"{note}  {scalar(name)}:\n    cmd: |\n{_command(with_port(model.words, port))}{check}"
+    return f"{note}  {scalar(name)}:\n    cmd: |\n{_command(with_port(model.words, port))}{check}{_extras(model)}"
+
+
+def _extras(model: FoundModel) -> str:
+    """The lines for aliases and filters."""
+    lines = f"    aliases: [{', '.join(map(scalar, model.aliases))}]\n" if model.aliases else ""
+    if model.params or model.system_prompt:
+        lines += "    filters:\n"
+    if model.system_prompt:
+        lines += f"      systemPrompt: {json.dumps(model.system_prompt, ensure_ascii=False)}\n"
+    if model.params:
+        lines += "      setParams:\n"
+    for name, value in model.params.items():
+        lines += f"        {name}?: {json.dumps(value, ensure_ascii=False)}  # if the client sends none\n"
+    return lines
 
 
 def with_port(words: Sequence[str], flag: str = "--port") -> list[str]:

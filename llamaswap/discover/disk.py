@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve
 
@@ -129,25 +130,78 @@ def _ollama_model(manifest: Path, layers: Mapping[str, Sequence[Path]], program:
     for kind, flag in (("projector", "--mmproj"), ("adapter", "--lora")):
         for path in layers.get(kind, ()):
             words += [flag, str(path)]
-    words += _ollama_parameters(layers.get("params", ()))
+    parameters = _ollama_parameters(layers.get("params", ()))
+    words += [word for key in OLLAMA_FLAGS if key in parameters for word in (OLLAMA_FLAGS[key], str(parameters[key]))]
+    if parameters.get("use_mmap") is False:
+        words.append("--no-mmap")
     namespace = [part for part in place[1:] if part != "library"]
-    full = "/".join([*namespace, name]) + (f":{tag}" if tag != "latest" else "")
-    return FoundModel(model_name(full), tuple(words), f"Ollama: {full}", files=tuple(layers["model"]))
+    full = "/".join([*namespace, name])
+    unknown = sorted(parameters.keys() - OLLAMA_FLAGS.keys() - {"stop", "use_mmap"})
+    return FoundModel(
+        model_name(full + (f":{tag}" if tag != "latest" else "")),
+        tuple(words),
+        f"Ollama: {full}:{tag}",
+        files=tuple(layers["model"]),
+        aliases=(f"{full}:{tag}",),
+        params={"stop": parameters["stop"]} if parameters.get("stop") else {},
+        system_prompt="\n".join(filter(None, map(_short_text, layers.get("system", ())))).strip(),
+        skipped=(
+            *(f"the parameter {key}" for key in unknown),
+            *(OLLAMA_SKIPPED[kind] for kind in OLLAMA_SKIPPED if layers.get(kind)),
+        ),
+    )
 
 
-def _ollama_parameters(paths: Sequence[Path]) -> list[str]:
-    """The parameters that llama-server has flags for; it knows stop words from the model's template."""
-    flags = {"num_ctx": "-c", "temperature": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p"}
-    words: list[str] = []
+# Parameters of a Modelfile -> flags of llama-server.
+OLLAMA_FLAGS = {
+    "num_ctx": "-c",
+    "num_batch": "-b",
+    "num_gpu": "-ngl",
+    "num_thread": "-t",
+    "num_predict": "-n",
+    "seed": "--seed",
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "typical_p": "--typical",
+    "repeat_penalty": "--repeat-penalty",
+    "repeat_last_n": "--repeat-last-n",
+    "presence_penalty": "--presence-penalty",
+    "frequency_penalty": "--frequency-penalty",
+    "mirostat": "--mirostat",
+    "mirostat_eta": "--mirostat-lr",
+    "mirostat_tau": "--mirostat-ent",
+}
+OLLAMA_SKIPPED = {
+    "template": "the prompt template (llama-server uses the one in the model's file)",
+    "messages": "the example messages",
+}
+MAX_LAYER = 256 * 1024  # bytes of a layer that is text
+
+
+def _short_text(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(MAX_LAYER)
+    except (OSError, ValueError):
+        return ""
+
+
+def _ollama_parameters(paths: Sequence[Path]) -> dict[str, Any]:
+    """The parameters by name: numbers, switches, and the list of stop words."""
+    found: dict[str, Any] = {}
     for path in paths:
         try:
-            parameters = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            given = json.loads(_short_text(path))
+        except ValueError:
             continue
-        for name, flag in flags.items():
-            if isinstance(parameters, dict) and isinstance(parameters.get(name), int | float):
-                words += [flag, f"{parameters[name]:g}"]
-    return words
+        if isinstance(given, dict):
+            found |= given
+    stop = [found["stop"]] if isinstance(found.get("stop"), str) else found.get("stop")
+    found["stop"] = [word for word in stop if isinstance(word, str)] if isinstance(stop, list) else []
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return {**numbers, "stop": found["stop"]}
 
 
 def engines(which: Callable[[str], str | None] = shutil.which) -> dict[str, str]:

@@ -27,7 +27,7 @@ class FilterError(LlamaswapError):
 
 
 def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str = "") -> None:
-    """Rename, strip, set, set by name, in this order.
+    """Rename, strip, set, set by name, add the system prompt, in this order.
 
     Raises FilterError if a path cannot be followed, BadRequest if the body is malformed. `requested` is the name that
     the request asked for, after profile and selector. `model` is only changed by `use_model_name`.
@@ -41,6 +41,8 @@ def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str
         _set_all(body, rules.set_params)
     if rules.set_params_by_id:
         _set_all(body, rules.set_params_by_id.get(requested) or {})
+    if rules.system_prompt:
+        _edit("adding the system prompt to request", body.add_system_prompt, rules.system_prompt)
 
 
 def _set_all(body: JsonBody, parameters: Mapping[str, object]) -> None:

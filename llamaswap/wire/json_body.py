@@ -27,6 +27,7 @@ from llamaswap.wire.json_members import (
 from llamaswap.wire.openai import encode
 
 PAD_BOUND = 10_000  # the largest array that an index in a filter path may create; beyond it the path is a typing error
+SYSTEM_ROLES = (b'"system"', b'"developer"')
 FOREVER = 1e9  # seconds: a longer time is for ever, because timers overflow somewhere
 
 
@@ -145,6 +146,22 @@ class JsonBody:
             if step.glob is not None:
                 raise EditError(f"wildcards cannot be deleted: {path}")
         self._changed = _delete(self._top, steps) or self._changed
+
+    def add_system_prompt(self, text: str) -> None:
+        """Begin `messages` with a system prompt, unless the client sent one. Raises EditError."""
+        if any(member.key == "system" for member in self._top.members):  # where Anthropic's clients have it
+            return
+        for member in _targets(self._top, PathStep("messages")):
+            inner = split_value(self._top.value(member))
+            if inner is None or inner.is_object:
+                continue
+            first = split_value(inner.value(inner.members[0])) if inner.members else None
+            roles = _targets(first, PathStep("role")) if first is not None else []
+            if any(first is not None and first.value(role) in SYSTEM_ROLES for role in roles):
+                continue
+            inner.members.insert(0, added_member("", b"", encode({"role": "system", "content": text})))
+            member.new = inner.render()
+            self._changed = True
 
     def render(self) -> bytes:
         """The body's bytes: the same object as long as nothing changed."""

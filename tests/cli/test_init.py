@@ -1,10 +1,13 @@
 """init, import ollama and pull: what they write and what they take."""
 
+import io
+import socket
+import threading
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.cli.pull import NoSuchQuant, choose, quant_of, split_name
+from llamaswap.cli.pull import NoSuchQuant, choose, is_reachable, quant_of, split_name
 from llamaswap.config import ConfigText, load
 from tests.cli.doubles import invoke
 from tests.discover.doubles import ollama_store, touch
@@ -69,7 +72,11 @@ class OllamaTests(SynchronousTestCase):
         output = Path(self.mktemp())
         done = invoke(["import", "ollama", "--from", str(root), "-o", str(output)])
         self.assertEqual(done.exit_code, 0, done.output)
-        self.assertIn("llama3.2-1b", load([ConfigText("x", output.read_text())], {}).config.models)
+        model = load([ConfigText("x", output.read_text())], {}).config.models["llama3.2-1b"]
+        self.assertEqual(model.aliases, ("llama3.2:1b",))
+        self.assertEqual(model.filters.system_prompt, 'Be\n"kind".')
+        self.assertEqual(dict(model.filters.set_params), {"stop?": ["x"]})
+        self.assertIn("llama3.2-1b: not taken over: the parameter tfs_z, the prompt template", done.stdout)
 
     def test_import_without_models_names_the_searched_folder(self):
         empty = Path(self.mktemp())
@@ -104,3 +111,20 @@ class PullTests(SynchronousTestCase):
 
     def test_name_has_a_repository_and_an_optional_quant(self):
         self.assertEqual([split_name(text) for text in ("a/b", "a/b:Q4_0")], [("a/b", ""), ("a/b", "Q4_0")])
+
+    def test_hub_that_does_not_answer_is_unreachable_after_the_timeout(self):
+        released = threading.Event()
+        self.addCleanup(released.set)
+        self.patch(socket, "create_connection", lambda *_: released.wait(60) and io.BytesIO())
+        self.assertFalse(is_reachable("https://hub.example", 0.01))
+        refused = lambda *_: (_ for _ in ()).throw(OSError(111, "refused"))
+        self.patch(socket, "create_connection", refused)
+        self.assertFalse(is_reachable("http://hub.example", 60))
+        asked = []
+        self.patch(socket, "create_connection", lambda place, _: asked.append(place) or io.BytesIO())
+        self.assertTrue(is_reachable("https://hub.example", 60) and is_reachable("http://[::1]:8", 60))
+        self.assertEqual(asked, [("hub.example", 443), ("::1", 8)])
+
+    def test_name_may_begin_with_the_address_of_the_hub(self):
+        for address in ("hf.co/", "https://hf.co/", "huggingface.co/", "https://huggingface.co/"):
+            self.assertEqual(split_name(f"{address}a/b:Q4_0"), ("a/b", "Q4_0"))

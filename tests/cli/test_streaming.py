@@ -5,7 +5,7 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.bench import summary
-from llamaswap.cli.chat import Conversation
+from llamaswap.cli.chat import Conversation, message
 from llamaswap.cli.client import ApiClient, ClientError
 from llamaswap.cli.streaming import CHAT, collect
 from llamaswap.proxy.loading import reasoning
@@ -72,8 +72,8 @@ class RunTests(SynchronousTestCase):
 
     def test_conversation_is_sent_without_the_reasoning(self):
         talk = Conversation("owl", "kind")
-        talk.add("q1", "a1")
-        roles = [(message["role"], message["content"]) for message in talk.request("q2")["messages"]]
+        talk.add(message("q1"), "a1")
+        roles = [(sent["role"], sent["content"]) for sent in talk.request(message("q2"))["messages"]]
         self.assertEqual(roles, [("system", "kind"), ("user", "q1"), ("assistant", "a1"), ("user", "q2")])
 
 

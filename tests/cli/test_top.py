@@ -1,12 +1,24 @@
 """top."""
 
+import io
 import json
 import time
 
+from rich.console import Console
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.cli.doubles import invoke, news, sse
+from llamaswap.cli.client import ApiClient, ClientError
+from llamaswap.cli.top import devices, requests
+from llamaswap.cli.top_screen import TopScreen
+from tests.cli.doubles import Server, invoke, news, sse
 from tests.cli.test_models import detail, server_with
+
+
+def rendered(screen, height=24):
+    console = Console(file=io.StringIO(), width=120, height=height, force_terminal=False)
+    console.print(screen.view(height))
+    return console.file.getvalue()
+
 
 REQUEST = {"id": "9", "model": "owl", "phase": "streaming", "elapsed_ms": 2000, "ttft_ms": 250, "tps": 41.5}
 GPU = {"id": 0, "name": "H1", "gpu_util_pct": 50, "mem_used_mb": 1024, "mem_total_mb": 2048, "temp_c": 60}
@@ -64,3 +76,96 @@ class TopTests(SynchronousTestCase):
     def test_view_without_machine_readings_shows_the_rest(self):
         done = invoke(["top", "--once"], picture((503, {"enabled": False})))
         self.assertIn("owl", done.stdout)
+
+
+class ScreenTests(SynchronousTestCase):
+    def setUp(self):
+        self.server = Server()
+        self.screen = TopScreen(ApiClient("http://here", self.server.send), devices, requests)
+        rows = [
+            detail("owl", active=3, uptime_s=5),
+            detail("bad", "stopped", failed="exit status 3", active=0),
+            detail("cat", "ready", active=0, uptime_s=90, pinned=True),
+        ]
+        self.screen.data = {"models": rows, "queue": [], "requests": [REQUEST], "gpus": [], "system": SYSTEM}
+
+    def press(self, *keys):
+        return [work for key in keys if (work := self.screen.press(key)) is not None]
+
+    def test_screen_shows_all_models_their_failures_requests_and_keys(self):
+        shown = rendered(self.screen)
+        for part in (
+            "cpu 20% of 2",
+            "owl",
+            "cat",
+            "ready (pinned)",
+            "bad failed: exit status 3",
+            "streaming",
+            "q quit",
+        ):
+            self.assertIn(part, shown)
+
+    def test_arrows_choose_a_model_and_stop_at_the_ends(self):
+        names = []
+        for key in ("up", "down", "j", "down", "k"):
+            self.press(key)
+            names.append(self.screen.model["id"])
+        self.assertEqual(names, ["bad", "cat", "owl", "owl", "cat"])
+
+    def test_keys_load_unload_and_pin_the_chosen_model(self):
+        for path in ("load/bad", "unload/bad", "pin/bad"):
+            self.server.on(f"POST /api/models/{path}", {})
+        self.server.on("DELETE /api/models/pin/cat", {})
+        told = [work() for work in self.press("l", "u", "p", "down", "p")]
+        self.assertEqual(
+            self.server.asked,
+            [*(f"POST /api/models/{verb}/bad" for verb in ("load", "unload", "pin")), "DELETE /api/models/pin/cat"],
+        )
+        self.assertEqual(told[1:], ["bad is unloaded", "bad is pinned", "cat is not pinned"])
+
+    def test_refused_load_is_an_error_with_its_reason(self):
+        self.server.on("POST /api/models/load/bad", (409, {"error": {"message": "cannot load bad: cat is pinned"}}))
+        (work,) = self.press("l")
+        self.assertIn("loading bad", rendered(self.screen))
+        self.assertIn("cat is pinned", str(self.assertRaises(ClientError, work)))
+
+    def test_sorting_goes_through_the_orders(self):
+        orders = []
+        for _ in range(4):
+            orders.append([row["id"] for row in self.screen.rows])
+            self.press("s")
+        self.assertEqual(
+            orders,
+            [["bad", "cat", "owl"], ["cat", "owl", "bad"], ["owl", "bad", "cat"], ["cat", "bad", "owl"]],
+        )
+
+    def test_log_of_the_chosen_model_is_shown_and_left(self):
+        stream = sse(news("logData", {"source": "bad", "data": "one\ntwo\n"}))
+        self.server.on("GET /api/events?topics=logs:bad", stream)
+        self.assertEqual(self.screen.log_of_chosen(), [])
+        self.press("enter")
+        self.screen.log = self.screen.log_of_chosen()
+        self.assertIn("log of bad", rendered(self.screen))
+        self.assertIn("two", rendered(self.screen, 3))
+        self.assertNotIn("one", rendered(self.screen, 3))
+        self.press("q")
+        self.assertEqual((self.screen.page, self.screen.ended), ("models", False))
+
+    def test_help_is_shown_and_q_leaves(self):
+        self.press("?")
+        self.assertIn("p pin", rendered(self.screen))
+        self.press("esc", "q")
+        self.assertTrue(self.screen.ended)
+
+    def test_chosen_model_stays_visible_among_more_than_fit(self):
+        self.screen.data["models"] = [detail(f"m{number:02}") for number in range(50)]
+        for number in (0, 25, 49):
+            self.screen.chosen = f"m{number:02}"
+            shown = rendered(self.screen, 12)
+            self.assertIn(f"m{number:02}", shown)
+            self.assertLessEqual(len(shown.splitlines()), 12, shown)
+
+    def test_server_without_models_can_be_watched(self):
+        self.screen.data["models"] = []
+        self.assertEqual(self.press("up", "l", "enter", "p"), [])
+        self.assertIn("q quit", rendered(self.screen))

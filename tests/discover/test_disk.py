@@ -55,13 +55,32 @@ class OllamaTests(SynchronousTestCase):
         blob = str(self.root / "blobs/sha256-aa")
         projector = str(self.root / "blobs/sha256-bb")
         self.assertEqual(
-            model.words, ("llama-server", "-m", blob, "--mmproj", projector, "-c", "8192", "--temp", "0.6")
+            model.words,
+            ("llama-server", "-m", blob, "--mmproj", projector, "-c", "8192", "--seed", "1234567", "--temp", "0.6"),
         )
         self.assertEqual((model.name, model.note), ("llama3.2-1b", "Ollama: llama3.2:1b"))
 
-    def test_ollama_models_have_ollamas_names(self):
+    def test_ollama_models_have_ollamas_names_as_aliases(self):
         (model,) = self.models("registry.ollama.ai/someone/tiny/latest")
-        self.assertEqual(model.note, "Ollama: someone/tiny")
+        self.assertEqual((model.name, model.aliases), ("someone-tiny", ("someone/tiny:latest",)))
+        (model,) = self.models("registry.ollama.ai/library/qwen3/8b")
+        self.assertEqual((model.name, model.aliases), ("qwen3-8b", ("qwen3:8b",)))
+
+    def test_system_prompt_and_stop_words_are_taken_and_the_rest_is_named(self):
+        (model,) = self.models()
+        self.assertEqual((model.params, model.system_prompt), ({"stop": ["x"]}, 'Be\n"kind".'))
+        self.assertEqual(
+            model.skipped,
+            ("the parameter tfs_z", "the prompt template (llama-server uses the one in the model's file)"),
+        )
+
+    def test_odd_parameters_are_left_out(self):
+        for text in ("[]", "{", '{"stop": 3, "num_ctx": "x", "top_p": null}', '{"stop": "END", "use_mmap": false}'):
+            root = ollama_store(Path(self.mktemp()).absolute())
+            (root / "blobs/sha256-cc").write_text(text)
+            (model,) = ollama_models(root)
+            self.assertEqual(model.params, {"stop": ["END"]} if "END" in text else {})
+            self.assertEqual("--no-mmap" in model.words, "use_mmap" in text)
 
     def test_file_that_is_not_a_manifest_is_skipped(self):
         self.assertEqual(self.models(layers=[{"nothing": 1}]), [])

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -54,6 +55,38 @@ class RemoteTests(SynchronousTestCase):
             self.assertIn("two", ask("top", "--once"))
             ask("unload", "two")
             self.assertIn("nothing is loaded", ask("ps"))
+
+    def test_keys_of_the_screen_load_a_model_and_leave(self):
+        with Product(config(one="--say WRITTEN")) as product:
+            leader, follower = os.openpty()
+            self.addCleanup(os.close, leader)
+            screen = subprocess.Popen(
+                [sys.executable, "-m", "llamaswap", "top", "--every", "0.3", "--url", product.url],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
+                **dict.fromkeys(("stdin", "stdout", "stderr"), follower),
+            )
+            os.close(follower)
+            shown = bytearray()
+
+            def until(part):
+                def seen():
+                    if select.select([leader], [], [], 0.1)[0]:
+                        shown.extend(os.read(leader, 65536))
+                    return part in shown
+
+                wait_for(seen, 30, part.decode())
+
+            try:
+                until(b"one")
+                os.write(leader, b"l")
+                until(b"ready")
+                os.write(leader, b"\r")
+                until(b"WRITTEN")
+                os.write(leader, b"qq")
+                self.assertEqual(screen.wait(10), 0)
+            finally:
+                screen.kill()
+                screen.wait(10)
 
     def test_key_is_needed_if_the_server_requires_one(self):
         text = json.loads(config(one="")) | {"apiKeys": ["open sesame".replace(" ", "-")]}
@@ -170,6 +203,16 @@ class PullTests(SynchronousTestCase):
         (path,) = json.loads(out)["files"]
         self.assertTrue(path.endswith("Tiny-Q8_0.gguf") and path.startswith(str(self.home)))
         self.assertEqual(Path(path).read_bytes(), CONTENT)
+
+    def test_pulled_model_is_added_to_the_configuration(self):
+        config = Path(self.mktemp())
+        config.write_text("# mine\nmodels:\n  owl: {cmd: 's ${PORT}'}\n")
+        status, out, err = self.pull("hf.co/org/Tiny-GGUF:Q8_0", "--add", "--config", str(config))
+        self.assertEqual(status, 0, out + err)
+        self.assertIn(f"-m {out.splitlines()[0]}", config.read_text())
+        self.assertIn("# mine", config.read_text())
+        self.assertEqual(command("check", str(config), "--json")[0], 0)
+        self.assertEqual(self.pull("org/Tiny-GGUF:Q8_0", "--add", "--config", str(config))[0], 1)  # it is there
 
     def test_broken_download_is_resumed(self):
         Hub.cut = True

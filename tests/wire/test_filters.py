@@ -67,3 +67,23 @@ class FilterTests(SynchronousTestCase):
         ):
             error = self.assertRaises(FilterError, filtered, b'{"model2":["s"]}', rules)
             self.assertIn(word, str(error))
+
+    def test_system_prompt_is_added_if_the_client_sends_none(self):
+        rules = Filters(system_prompt='be "kind"')
+        added = b'{"role":"system","content":"be \\"kind\\""}'
+        user = b'{"role": "user", "content": "hi"}'
+        for sent, expected in (
+            (b'{"messages": [%s] }' % user, b'{"messages": [%s,%s] }' % (added, user)),
+            (b'{"messages":[]}', b'{"messages":[%s]}' % added),
+            (b'{"messages":[3]}', b'{"messages":[%s,3]}' % added),
+        ):
+            self.assertEqual(filtered(sent, rules), expected)
+        for sent in (
+            b'{"prompt":"hi"}',
+            b'{"messages":"hi"}',
+            b'{"messages":{"role":"user"}}',
+            b'{"messages":[{"role" : "system","content":"x"},%s]}' % user,
+            b'{"messages":[{"content":"x","role":"developer"}]}',
+            b'{"system":"x","messages":[%s]}' % user,
+        ):
+            self.assertIs(filtered(sent, rules), sent)

@@ -56,6 +56,7 @@ class Filters:
     set_params_by_id: Mapping[str, Mapping[str, Any]] = FREE_MAPS.key(
         "Parameters to set if the request names the model by this ID; each ID becomes an alias.", name="setParamsByID"
     )
+    system_prompt: str = TEXT.key("The system prompt of a chat whose client sends none.")
     strip_params: tuple[str, ...] = ()
 
 

@@ -1,0 +1,224 @@
+"""The interactive screen of `top`: all models with the requests and devices, and keys that load, unload and pin."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from queue import Empty, SimpleQueue
+
+from attrs import define, field
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from llamaswap.cli import models
+from llamaswap.cli.client import RESPONSE_TIMEOUT, WORK_TIMEOUT, ApiClient, ClientError, JsonObject, quoted
+from llamaswap.cli.logs import open_log
+
+KEYS = "up/down choose   l load   u unload   p pin   enter logs   s sort   ? help   q quit"
+HELP = f"""{KEYS.replace("   ", chr(10))}
+
+esc leaves the log or this help.
+A pinned model is not evicted for another one.
+Sorting goes through: name, state, active requests, time since the load."""
+ARROWS = {"\x1b[A": "up", "\x1bOA": "up", "\x1b[B": "down", "\x1bOB": "down"}
+SPECIAL = {**ARROWS, "\r": "enter", "\n": "enter", "\x1b": "esc"}
+KEY = re.compile(r"\x1b[\[O][A-Z]|.", re.DOTALL)
+ORDER = {name: place for place, name in enumerate(("ready", "starting", "stopping", "failed", "stopped"))}
+SORTS: dict[str, Callable[[JsonObject], tuple[float, str]]] = {
+    "name": lambda model: (0, model["id"]),
+    "state": lambda model: (ORDER.get(models.state_of(model), 9), model["id"]),
+    "active": lambda model: (-(model.get("active") or 0), model["id"]),
+    "up": lambda model: (-(model.get("uptime_s") or 0), model["id"]),
+}
+KEY_INTERVAL = 0.1  # seconds to wait for a key before new data is looked for
+
+Work = Callable[[], str]
+"""What a key asks of the server; returns the line that tells its result. Raises ClientError."""
+
+
+@define(eq=False)
+class TopScreen:
+    """What is shown, and which model is chosen. `head` and `tail` render what stands above and below the models."""
+
+    client: ApiClient
+    head: Callable[[JsonObject], list[RenderableType]]
+    tail: Callable[[JsonObject], list[RenderableType]]
+    data: JsonObject = field(factory=lambda: {"models": [], "queue": [], "requests": [], "gpus": [], "system": None})
+    chosen: str = ""
+    sort: str = "name"
+    page: str = "models"
+    note: str = ""
+    failed: bool = False
+    ended: bool = False
+    log: list[str] = field(factory=list)
+
+    @property
+    def rows(self) -> list[JsonObject]:
+        """The models in the order of the screen."""
+        return sorted(self.data["models"], key=SORTS[self.sort])
+
+    @property
+    def model(self) -> JsonObject | None:
+        """The chosen model, else the first one."""
+        rows = self.rows
+        return next((row for row in rows if row["id"] == self.chosen), rows[0] if rows else None)
+
+    def press(self, key: str) -> Work | None:
+        """Do what a key means; returns what has to be asked of the server."""
+        if key in ("q", "Q") and self.page == "models":
+            self.ended = True
+        elif key in ("esc", "q", "Q"):
+            self.page = "models"
+        elif key in ("?", "h"):
+            self.page = "models" if self.page == "help" else "help"
+        elif key == "s":
+            names = list(SORTS)
+            self.sort = names[(names.index(self.sort) + 1) % len(names)]
+            self.tell(f"sorted by {self.sort}")
+        elif key in ("up", "k", "down", "j"):
+            self._move(-1 if key in ("up", "k") else 1)
+        elif self.model is not None:
+            return self._of_model(key, self.model)
+        return None
+
+    def _move(self, step: int) -> None:
+        names = [row["id"] for row in self.rows]
+        if self.model is not None:
+            place = names.index(self.model["id"]) + step
+            self.chosen = names[min(max(place, 0), len(names) - 1)]
+
+    def _of_model(self, key: str, model: JsonObject) -> Work | None:
+        name = model["id"]
+        self.chosen = name
+        if key == "enter":
+            self.page, self.log = ("models" if self.page == "logs" else "logs"), []
+        elif key == "l":
+            self.tell(f"loading {name}")
+            return partial(self._ask, f"load of {name} requested", f"/api/models/load/{quoted(name)}", "POST")
+        elif key == "u":
+            self.tell(f"unloading {name}")
+            path = f"/api/models/unload/{quoted(name)}"
+            return partial(self._ask, f"{name} is unloaded", path, "POST", WORK_TIMEOUT)
+        elif key == "p":
+            pinned = bool(model.get("pinned"))
+            path, method = f"/api/models/pin/{quoted(name)}", "DELETE" if pinned else "POST"
+            return partial(self._ask, f"{name} is {'not pinned' if pinned else 'pinned'}", path, method)
+        return None
+
+    def _ask(self, done: str, path: str, method: str, timeout: float = RESPONSE_TIMEOUT) -> str:
+        self.client.text(path, method=method, timeout=timeout)
+        return done
+
+    def tell(self, note: str, failed: bool = False) -> None:
+        """Show a line below the models."""
+        self.note, self.failed = note, failed
+
+    def log_of_chosen(self) -> list[str]:
+        """The lines of the log that is shown, if one is. Raises ClientError."""
+        if self.page != "logs" or self.model is None:
+            return []
+        history, news = open_log(self.client, self.model["id"], RESPONSE_TIMEOUT)
+        news.close()
+        return str(history["data"]).splitlines()
+
+    def view(self, height: int) -> Group:
+        """The screen with this number of lines."""
+        name = self.model["id"] if self.model is not None else ""
+        if self.page == "help":
+            return Group(Text(HELP))
+        if self.page == "logs":
+            lines = self.log[-max(1, height - 2) :]
+            shown = (Text(line, no_wrap=True) for line in lines)
+            return Group(Text(f"log of {name}   esc back", style="bold"), *shown)
+        head, tail = self.head(self.data), self.tail(self.data)
+        foot = [
+            Text(self.note, style="red" if self.failed else "dim", no_wrap=True),
+            Text(KEYS, style="dim", no_wrap=True),
+        ]
+        console = Console(width=200, height=height)
+        used = sum(len(console.render_lines(part)) for part in (*head, *tail, *foot))
+        rows = self.rows
+        room = max(3, height - used - 1)
+        place = next((number for number, row in enumerate(rows) if row["id"] == name), 0)
+        first = max(0, min(place - room // 2, len(rows) - room))
+        table = models.model_table(rows[first : first + room])
+        if rows:
+            table.rows[place - first].style = "reverse"
+        return Group(*head, table, *tail, *foot)
+
+
+@contextmanager
+def keys_of_terminal() -> Generator[Callable[[float], list[str]], None, None]:
+    """Reads keys from standard input: the yielded function waits for some, and returns none if it was in vain."""
+    number = sys.stdin.fileno()
+    before = termios.tcgetattr(number)
+    tty.setcbreak(number)
+
+    def read(timeout: float) -> list[str]:
+        if not select.select([number], [], [], timeout)[0]:
+            return []
+        text = os.read(number, 1024).decode("utf-8", "replace")
+        return [SPECIAL.get(key, key) for key in KEY.findall(text)] or ["q", "q"]  # the terminal is gone
+
+    try:
+        yield read
+    finally:
+        termios.tcsetattr(number, termios.TCSADRAIN, before)
+
+
+def show(screen: TopScreen, gather: Callable[[], JsonObject], console: Console, every: float) -> None:
+    """Show the screen until the user leaves it. What waits for the server runs in threads, so that keys are read."""
+    results: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    def fetch() -> None:
+        data, log = gather(), screen.log_of_chosen()
+        results.put(lambda: _fetched(screen, data, log))
+
+    def ask(work: Work) -> None:
+        text = work()
+        results.put(lambda: screen.tell(text))
+
+    def start(work: Callable[[], None]) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except ClientError as error:
+                text = str(error)
+                results.put(lambda: screen.tell(text, failed=True))
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    fetching, due = start(fetch), time.monotonic() + every
+    with keys_of_terminal() as read, Live(Text("..."), console=console, screen=True, auto_refresh=False) as live:
+        while not screen.ended:
+            keys = read(KEY_INTERVAL)
+            for key in keys:
+                if (work := screen.press(key)) is not None:
+                    start(partial(ask, work))
+            try:
+                while True:
+                    results.get_nowait()()
+            except Empty:
+                pass
+            if (time.monotonic() >= due or keys) and not fetching.is_alive():
+                fetching, due = start(fetch), time.monotonic() + every
+            live.update(screen.view(console.height), refresh=True)
+
+
+def _fetched(screen: TopScreen, data: JsonObject, log: list[str]) -> None:
+    screen.data = data
+    screen.log = log or screen.log
+    if screen.failed and screen.note.startswith(screen.client.url):  # the server is back
+        screen.tell("")
