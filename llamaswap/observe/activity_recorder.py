@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from attrs import define, field
 
 from llamaswap.errors import CLIENT_CLOSED_REQUEST
-from llamaswap.observe.activity_row import WAITED, ActivityRow, error_message, status_text
+from llamaswap.observe.activity_row import SHORTEST_WAIT, WAITED, ActivityRow, error_message, status_text
 from llamaswap.observe.captures import WITHOUT_REQUEST_BODY, WITHOUT_RESPONSE_BODY, Capture
 from llamaswap.observe.redact import shown
 from llamaswap.wire.byte_budget import ByteBudget
@@ -26,7 +26,6 @@ MAX_DECODED = 64 * 1024 * 1024  # bytes of a decoded response: only a decompress
 MAX_ENCODED = 4 * 1024 * 1024  # of a compressed response; its end cannot be read without its beginning
 ESTIMATE_TOKENS = 16  # fewer tokens, or
 ESTIMATE_SECONDS = 0.05  # a shorter time, say little about a speed
-SHORTEST_WAIT = 0.1  # seconds; a row does not mention a shorter wait for its model
 _MEDIA = ("audio/", "image/", "video/")
 _ENCODING = frozenset({b"content-encoding"})
 

@@ -12,6 +12,7 @@ from llamaswap.wire.request_info import TokenCharge
 from llamaswap.wire.usage import Usage
 
 WAITED = "waited_ms"  # the key of a row's metadata with the milliseconds until the model was ready and free
+SHORTEST_WAIT = 0.1  # seconds; a row does not mention a shorter wait for its model
 MAX_MESSAGE = 500  # bytes of an error message in a row
 
 # The fields of `Usage` that a row has, in the order of the table's columns.
@@ -54,9 +55,10 @@ class ActivityRow:
 
     @property
     def queued_ms(self) -> int:
-        """How long it waited for its turn, without the load of its model."""
+        """How long it waited for its turn, without the load of its model; 0 if that was short."""
         waited = self.metadata.get(WAITED, "")
-        return max(0, int(waited) - self.loaded_ms) if waited.isdecimal() and len(waited) < 16 else 0
+        queued = int(waited) - self.loaded_ms if waited.isdecimal() and len(waited) < 16 else 0
+        return queued if queued >= SHORTEST_WAIT * 1000 else 0
 
     @property
     def tokens(self) -> int:

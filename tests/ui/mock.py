@@ -149,7 +149,7 @@ class World:
                         "prompt_per_second": -1 if failed else self.random.gauss(900, 150),
                         "tokens_per_second": -1 if failed or model == "bge-m3" else self.random.gauss(42, 9),
                     },
-                    "duration_ms": self.random.randint(200, 42000),
+                    **self.times(number, model),
                     "has_capture": not failed and number > 380,
                     **({"error_msg": "upstream closed the connection before answering"} if failed else {}),
                 }
@@ -183,6 +183,49 @@ class World:
             ),
             self.entry("106", "glm-4.5-air", "queued", 4.0, queue_pos=2),
         ]
+
+    def times(self, number: int, model: str) -> dict[str, object]:
+        """How long a request took, and for what: the first of each dozen finds its model cold."""
+        queued = self.random.randint(200, 9000) if number % 12 == 0 else 0
+        loaded = self.random.randint(12000, 24000) if number % 12 == 0 else 0
+        first = queued + loaded + int(self.random.lognormvariate(6.2, 0.7))
+        made = int(self.random.lognormvariate(8.3, 0.8))
+        return {
+            "duration_ms": first + made,
+            **({} if model == "bge-m3" else {"ttft_ms": first}),
+            **({"queued_ms": queued, "loaded_ms": loaded} if loaded else {}),
+            **({"key": self.random.choice(["laptop", "phone"])} if number % 3 else {}),
+        }
+
+    def stats(self, rows: list[dict[str, object]], bucket: int) -> dict[str, object]:
+        """What the server sums over time."""
+        parts: dict[int, list[dict[str, object]]] = {}
+        speeds: dict[tuple[str, int], list[float]] = {}
+        firsts = sorted(row["ttft_ms"] for row in rows if "ttft_ms" in row)
+        for row in rows:
+            start = int(datetime.fromisoformat(str(row["timestamp"])).timestamp()) // bucket * bucket
+            parts.setdefault(start, []).append(row)
+            speed = row["tokens"]["tokens_per_second"]
+            if speed > 0:
+                speeds.setdefault((str(row["model"]), start), []).append(speed)
+
+        def p95(values: list[int]) -> int | None:
+            return values[int(len(values) * 0.95)] if values else None
+
+        return {
+            "first_token_p95_ms": p95(firsts),
+            "series": [
+                {"start": start, "requests": len(part), "errors": sum("error_msg" in row for row in part),
+                 "failed": sum("error_msg" in row for row in part), "output_tokens": 0,
+                 "first_token_p95_ms": p95(sorted(row["ttft_ms"] for row in part if "ttft_ms" in row))}
+                for start, part in sorted(parts.items())
+            ],
+            "speeds": [
+                {"model": model, "start": start, "requests": len(found), "p10": min(found),
+                 "p50": sorted(found)[len(found) // 2], "p90": max(found)}
+                for (model, start), found in sorted(speeds.items())
+            ],
+        }  # fmt: skip
 
     def entry(self, number: str, model: str, phase: str, age: float, **more: object) -> dict[str, object]:
         """A request in flight."""
@@ -543,6 +586,7 @@ class Handler(BaseHTTPRequestHandler):
                         "p99": 1255,
                     },
                     "gen_histogram": {"bins": [5], "min": 42, "max": 42, "binSize": 0, "p50": 42, "p95": 42, "p99": 42},
+                    **(world.stats(rows, int(first("bucket"))) if first("bucket") else {}),
                 }
             )
         elif path == "/api/metrics/export":
@@ -684,7 +728,8 @@ class Handler(BaseHTTPRequestHandler):
         if query.get("model"):
             rows = [row for row in rows if row["model"] in query["model"]]
         if query.get("has_error"):
-            rows = [row for row in rows if "error_msg" in row]
+            wanted = query["has_error"][0] == "true"
+            rows = [row for row in rows if ("error_msg" in row) == wanted]
         for name, test in (("min_id", int.__ge__), ("max_id", int.__le__)):
             if query.get(name):
                 rows = [row for row in rows if test(row["id"], int(query[name][0]))]
@@ -697,7 +742,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def activity(self, query: dict[str, list[str]]) -> None:
         """A page of rows."""
-        rows = sorted(self.filtered(query), key=lambda row: -row["id"])
+        rows = sorted(self.filtered(query), key=lambda row: row["id"], reverse=query.get("order") != ["asc"])
         limit = int(query.get("limit", ["25"])[0])
         page = int(query.get("page", ["1"])[0])
         part = rows[(page - 1) * limit : page * limit]

@@ -2,8 +2,11 @@
 import { Draft } from "../src/lib/draft";
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { axisTicks, needsLog, spread } from "../src/lib/axis";
 import { Answer, requestTurns, responseAnswer } from "../src/lib/convo";
 import { bytes, clock, count, duration, plainError, rate, shortFailure, time } from "../src/lib/format";
+import { mostOf, phasesOf, usualPhases } from "../src/lib/phases";
+import type { ActivityRow } from "../src/lib/types";
 import { bySession } from "../src/lib/sessions";
 import { parameters, sizeText, weight } from "../src/lib/size";
 import { Hub } from "../src/lib/hub";
@@ -258,4 +261,31 @@ test("a failure is short enough for a table and says what it was", () => {
   };
   for (const [text, expected] of Object.entries(short)) assert.equal(shortFailure(text), expected);
   assert.equal(plainError("unspecific error: no weights"), "no weights");
+});
+
+test("the phases of a request add up to its duration", () => {
+  const row = (more: object, tokens: object = {}) =>
+    ({ duration_ms: 10_000, tokens: { input_tokens: 100, output_tokens: 5, prompt_per_second: -1, ...tokens }, ...more }) as unknown as ActivityRow;
+  const show = (item: ActivityRow) => phasesOf(item).map((part) => `${part.name} ${part.ms}`).join(" ");
+  const slow = row({ queued_ms: 1000, loaded_ms: 6000, ttft_ms: 7500 });
+  assert.equal(show(slow), "queue 1000 load 6000 prefill 500 decode 2500");
+  assert.equal(mostOf(slow), "Most of the time its model was being loaded: 6.00 s of 10.0 s.");
+  assert.equal(show(row({}, { prompt_per_second: 50 })), "prefill 2000 decode 8000");
+  assert.equal(show(row({ loaded_ms: 99_000 })), "load 10000");
+  assert.equal(show(row({})), "answer 10000");
+  assert.equal(show(row({ ttft_ms: 12_000 })), "prefill 10000");
+  // One cold request of three makes a load no usual part.
+  const usual = usualPhases([slow, row({ ttft_ms: 400 }), row({ ttft_ms: 600 })]);
+  assert.deepEqual([usual.get("prefill"), usual.get("load")], [500, undefined]);
+});
+
+test("a scale is logarithmic if values span more than twenty times, and labels at line ends stay apart", () => {
+  const line = (...values: (number | null)[]) => ({ label: "a", values });
+  assert.equal(needsLog([line(1, 25)]), true);
+  assert.equal(needsLog([line(2, null, 3), line(30)]), false);
+  assert.equal(needsLog([line(0, 90)]), false);
+  assert.equal(needsLog([line()]), false);
+  assert.deepEqual(spread([50, 10, 51], 120), [50, 10, 62]);
+  assert.deepEqual(spread([100, 99], 100), [100, 88]);
+  assert.deepEqual(axisTicks(0, 60_000), [0, 15_000, 30_000, 45_000]);
 });

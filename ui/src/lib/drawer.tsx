@@ -5,8 +5,10 @@ import { DiffView } from "./diffview";
 import { clockTime, count, duration, rate, time } from "./format";
 import { Icon } from "./icons";
 import { Answer, type Turn, requestTurns, responseAnswer } from "./convo";
+import { PHASE_WORDS, mostOf, phasesOf, usualPhases } from "./phases";
 import { go, href, prefix } from "./router";
 import { localModels } from "./state";
+import { Waterfall } from "./waterfall";
 import { Btn, CopyButton, Dialog, Facts, IconButton, Problem, Segmented, Spinner, StatusCode, copyText, saveFile, useLoad } from "./widgets";
 import type { ActivityPage, ActivityRow, Capture } from "./types";
 
@@ -220,6 +222,28 @@ function logsOf(row: ActivityRow): string {
   return href("logs", { src: own ? `${row.model}|proxy` : "proxy", at: Math.floor(end - row.duration_ms), to: Math.ceil(end) });
 }
 
+const LANES: Record<string, string> = { queue: "draining", load: "loading", prefill: "busy", decode: "ready", answer: "ready" };
+
+/** Where a request's time went, beside what is usual for its model. */
+function TimeSpent({ row }: { row: ActivityRow }) {
+  const { data } = useLoad(
+    (abort) => get<ActivityPage>("/api/metrics/activity", { model: [row.model], path: row.req_path, has_error: "false", limit: 50 }, abort),
+    [row.model, row.req_path],
+  );
+  const others = (data?.data ?? []).filter((item) => item.id !== row.id);
+  const usual = usualPhases(others);
+  let at = 0;
+  const rows = phasesOf(row).map(({ name, ms }) => ({ label: PHASE_WORDS[name], kind: LANES[name] as string, start: at, end: (at += ms), usual: usual.get(name) }));
+  if (!rows.length) return null;
+  return (
+    <section class="stack" aria-label="Where the time went">
+      <h3>Where the time went</h3>
+      <p>{mostOf(row)}</p>
+      <Waterfall rows={rows} />
+    </section>
+  );
+}
+
 export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?: () => void; next?: () => void; onClose: () => void }) {
   const fetched = useLoad(
     () =>
@@ -263,9 +287,10 @@ export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?:
               ["Client", row.client],
               ["API key", row.key],
               ["Session", row.session],
-              ...Object.entries(row.metadata ?? {}).map(([name, value]): [string, string] => [name, value]),
+              ...Object.entries(row.metadata ?? {}).filter(([name]) => name !== "waited_ms").map(([name, value]): [string, string] => [name, value]),
             ]}
           />
+          <TimeSpent row={row} key={row.id} />
           <div class="row end"><a class="btn small" href={logsOf(row)}><Icon name="logs" size={13} /> Logs of that time</a></div>
           {row.has_capture ? <CaptureView id={row.id} key={row.id} /> : <p class="muted">This request was not captured, or its capture has made room for newer ones.</p>}
         </>

@@ -1,46 +1,34 @@
 // The residency swimlane over video memory and speed, on one time axis.
-import { useComputed, useSignal } from "@preact/signals";
+import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { maybe } from "./api";
+import { axisTicks, clockLabel } from "./axis";
 import { Chart } from "./chart";
 import { clockTime, megabytes, plural, seconds, time } from "./format";
 import { now, stale, status } from "./link";
+import { metrics, minutes, range, steps, zoom } from "./metrics";
 import { gpuLabel, gpus } from "./perf";
-import { pref } from "./prefs";
 import { go, href } from "./router";
-import { activitySettled, byName, residency, swapFailed, swapRevision, swaps } from "./state";
-import { Btn, Empty, Panel, Segmented, stateKind } from "./widgets";
-import type { ActivityPage, ActivityRow, Residency } from "./types";
+import { activitySettled, byName, models, residency, servedBy, stateShown, swapFailed, swapRevision, swaps } from "./state";
+import { Btn, Panel, STATE_WORD, stateKind } from "./widgets";
+import type { ActivityPage, ActivityRow, ModelStatus, Residency } from "./types";
 
-const SPANS = [["15", "15 min"], ["60", "1 h"], ["360", "6 h"], ["1440", "24 h"]] as const;
 const LANE = 22;
-
-const span = pref<string>("timeline", "60");
-
-function axisTicks(from: number, to: number): number[] {
-  const steps = [1, 2, 5, 10, 15, 30, 60, 120, 240].map((m) => m * 60_000);
-  const step = steps.find((s) => (to - from) / s <= 8) ?? 240 * 60_000;
-  const ticks: number[] = [];
-  for (let t = Math.ceil(from / step) * step; t < to; t += step) ticks.push(t);
-  return ticks;
-}
 
 export function Timeline({ known }: { known: boolean }) {
   const segments = useSignal<Residency[] | null>([]);
   const rows = useSignal<ActivityRow[]>([]);
-  const zoom = useSignal<[number, number] | null>(null);
   const drag = useSignal<[number, number] | null>(null);
   const asTable = useSignal(false);
   const width = useSignal(900);
   const host = useRef<HTMLDivElement>(null);
-  const minutes = Number(span.value);
   const online = status.value.state === "open";
   const swapsSeen = swapRevision.value;
 
   useEffect(() => {
     if (!online) return;
     const timer = setTimeout(() => {
-      Promise.all([residency(Date.now() - minutes * 60_000), swaps()]).then(([list, all]) => {
+      Promise.all([residency(Date.now() - minutes.peek() * 60_000), swaps()]).then(([list, all]) => {
         const failed = new Map((all ?? []).filter(swapFailed).map((item) => [item.id, item]));
         segments.value =
           list?.map((item) => {
@@ -50,16 +38,16 @@ export function Timeline({ known }: { known: boolean }) {
       }, () => undefined);
     }, 150);
     return () => clearTimeout(timer);
-  }, [minutes, swapsSeen, online]);
+  }, [minutes.value, swapsSeen, online]);
   useEffect(() => {
     if (!online) return;
-    const start = new Date(Date.now() - minutes * 60_000).toISOString();
+    const start = new Date(Date.now() - minutes.peek() * 60_000).toISOString();
     const timer = setTimeout(
       () => maybe<ActivityPage>("/api/metrics/activity", { start, limit: 500 }).then((p) => p?.data && (rows.value = p.data), () => undefined),
       300,
     );
     return () => clearTimeout(timer);
-  }, [minutes, activitySettled.value, online]);
+  }, [minutes.value, activitySettled.value, online]);
   useEffect(() => {
     if (!host.current) return;
     const observer = new ResizeObserver(([entry]) => (width.value = Math.max(240, Math.floor(entry?.contentRect.width ?? 900))));
@@ -67,13 +55,13 @@ export function Timeline({ known }: { known: boolean }) {
     return () => observer.disconnect();
   }, [asTable.value, !segments.value?.length]);
 
-  // The axis moves in steps of five seconds: a smooth one would redraw everything each second.
-  const right = useComputed(() => Math.ceil(now.value / 5000) * 5000);
-  const [from, to] = zoom.value ?? [right.value - minutes * 60_000, right.value];
+  const [from, to] = range.value;
   const gpuList = [...gpus.value.values()];
   const list = segments.value;
-  const labels = width.value < 520 ? 92 : 170;
-  const plotWidth = width.value - labels - 8;
+  // All charts of this panel have the same room beside their plots, so that one moment is at one place in all of them.
+  const narrow = width.value < 520;
+  const [labels, beside] = narrow ? [92, 8] : [150, 110];
+  const plotWidth = width.value - labels - beside;
   const x = (t: number) => labels + ((Math.min(Math.max(t, from), to) - from) / (to - from)) * plotWidth;
   const shown = (list ?? []).filter((item) => (item.t1 ?? now.value) > from && item.t0 < to && item.state !== "stopped");
   const lanes = [...new Set(shown.map((item) => item.model))].map((id) => ({ id })).sort(byName);
@@ -89,10 +77,13 @@ export function Timeline({ known }: { known: boolean }) {
   const select = (a: number, b: number) => { zoom.value = [Math.min(a, b), Math.max(a, b)]; };
 
   const times = gpuList[0]?.map((item) => item.t) ?? [];
-  const speeds = rows.value
-    .filter((row) => row.tokens.tokens_per_second > 0)
-    .map((row) => ({ t: time(row.timestamp), model: row.model, v: row.tokens.tokens_per_second }))
-    .sort((a, b) => a.t - b.t);
+  const data = metrics.value;
+  const speeds = data?.speeds ?? [];
+  const speedTimes = data ? steps(data) : [];
+  const course = (model: string, pick: (item: (typeof speeds)[number]) => number) => {
+    const found = new Map(speeds.filter((item) => item.model === model).map((item) => [item.start * 1000, pick(item)]));
+    return speedTimes.map((t) => found.get(t) ?? null);
+  };
   const speedModels = [...new Set(speeds.map((item) => item.model))].sort().slice(0, 6);
 
   return (
@@ -102,20 +93,10 @@ export function Timeline({ known }: { known: boolean }) {
       aside={
         <>
           {zoom.value && <Btn small onClick={() => (zoom.value = null)}>{clockTime(from)} to {clockTime(to)}: back to live</Btn>}
-          <Btn small aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>Table</Btn>
-          <Segmented
-            label="Time span"
-            value={span.value}
-            options={SPANS}
-            onChange={(value) => {
-              zoom.value = null;
-              span.value = value;
-            }}
-          />
+          {shown.length > 0 ? <Btn small aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>Table</Btn> : list !== null && known && <span class="muted">No model was loaded in this time</span>}
         </>
       }
     >
-      {list !== null && !shown.length && known && <Empty title="No model was loaded in this time" />}
       {shown.length > 0 && !asTable.value && (
         <>
           <div class="lanes" ref={host}>
@@ -143,7 +124,7 @@ export function Timeline({ known }: { known: boolean }) {
               {axisTicks(from, to).map((t) => (
                 <g key={t}>
                   <line class="grid" x1={x(t)} x2={x(t)} y1="0" y2={height - 18} />
-                  <text class="tick" x={x(t)} y={height - 5} text-anchor="middle">{new Date(t).toLocaleTimeString("en-GB").slice(0, 5)}</text>
+                  <text class="tick" x={x(t)} y={height - 5} text-anchor="middle">{clockLabel(t, to - from < 8 * 60_000 ? 1 : 60_000)}</text>
                 </g>
               ))}
               {lanes.map((lane, index) => (
@@ -152,7 +133,7 @@ export function Timeline({ known }: { known: boolean }) {
                     <title>{lane.id}</title>
                     {fit(lane.id, labels)}
                   </text>
-                  <line class="lane-line" x1={labels} x2={width.value - 8} y1={LANE - 1} y2={LANE - 1} />
+                  <line class="lane-line" x1={labels} x2={width.value - beside} y1={LANE - 1} y2={LANE - 1} />
                   {shown
                     .filter((item) => item.model === lane.id)
                     .map((item) => {
@@ -171,6 +152,7 @@ export function Timeline({ known }: { known: boolean }) {
                         </g>
                       );
                     })}
+                  {!narrow && <text class="tick" x={width.value - beside + 6} y="15">{laneNow(lane.id, models.value)}</text>}
                   {rows.value
                     .filter((row) => row.model === lane.id)
                     .map((row) => {
@@ -233,7 +215,22 @@ export function Timeline({ known }: { known: boolean }) {
         </div>
       )}
       {!stale.value && <span class="sr">Live</span>}
-      <div class="chart-grid">
+      <div class="chart-rows">
+        {speedModels.length > 0 && (
+          <Chart
+            title="Generation speed, median with the range from the first to the last tenth"
+            unit="t/s"
+            times={speedTimes}
+            from={from}
+            to={to}
+            sync="overview"
+            left={labels}
+            right={beside}
+            height={170}
+            series={speedModels.map((model) => ({ label: model, values: course(model, (item) => item.p50), low: course(model, (item) => item.p10), high: course(model, (item) => item.p90) }))}
+            onSelect={select}
+          />
+        )}
         {gpuList.length > 0 && (
           <Chart
             title="Video memory"
@@ -242,6 +239,8 @@ export function Timeline({ known }: { known: boolean }) {
             from={from}
             to={to}
             sync="overview"
+            left={labels}
+            right={beside}
             limit={Math.max(...gpuList.map((samples) => (samples.at(-1)?.s.mem_total_mb ?? 0) / 1024))}
             series={gpuList.map((samples) => ({
               label: `${gpuLabel(samples[0]?.s as never)}`,
@@ -250,25 +249,15 @@ export function Timeline({ known }: { known: boolean }) {
             onSelect={select}
           />
         )}
-        {speeds.length > 0 && (
-          <Chart
-            title="Decode speed by request"
-            unit="t/s"
-            times={speeds.map((item) => item.t)}
-            from={from}
-            to={to}
-            sync="overview"
-            series={speedModels.map((model) => ({
-              label: model,
-              points: true,
-              values: speeds.map((item) => (item.model === model ? item.v : null)),
-            }))}
-            onSelect={select}
-          />
-        )}
       </div>
     </Panel>
   );
+}
+
+/** What a model does at the right end of its lane. */
+function laneNow(id: string, all: ModelStatus[]): string {
+  const model = all.find((item) => item.id === id && !item.peerID);
+  return model && !zoom.value ? STATE_WORD[stateShown(model, servedBy(id).length)] ?? "" : "";
 }
 
 const kindOf = (item: Residency): string => (item.busy && item.state === "ready" ? "busy" : stateKind(item.state));

@@ -73,7 +73,10 @@ export interface ActivityRow {
   session?: string;
   client?: string;
   key?: string;
+  /** Until the first data of its stream, from its arrival. */
   ttft_ms?: number | null;
+  queued_ms?: number;
+  loaded_ms?: number;
 }
 
 export interface ActivityPage {
@@ -101,6 +104,11 @@ export interface Stats {
   total_cache_tokens: number;
   prompt_histogram: HistogramData | null;
   gen_histogram: HistogramData | null;
+  first_token_p95_ms?: number | null;
+  /** Sums over time; `start` is in seconds. */
+  series?: { start: number; requests: number; errors: number; failed: number; output_tokens: number; first_token_p95_ms: number | null }[];
+  /** At which speed each model generated over time. */
+  speeds?: { model: string; start: number; requests: number; p10: number; p50: number; p90: number }[];
 }
 
 export interface Capture {

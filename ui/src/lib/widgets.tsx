@@ -105,7 +105,7 @@ export function IconButton(props: {
   );
 }
 
-const STATE_WORD: Record<string, string> = {
+export const STATE_WORD: Record<string, string> = {
   ready: "ready",
   busy: "busy",
   starting: "loading",

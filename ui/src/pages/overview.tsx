@@ -9,12 +9,14 @@ import { Icon } from "../lib/icons";
 import { now, stale, status } from "../lib/link";
 import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
 import { DeviceBar, deviceLabel, memory, memoryText, useMemory } from "../lib/memory";
+import { Figures } from "../lib/figures";
+import { SPANS, span, useMetrics, zoom } from "../lib/metrics";
 import { pref } from "../lib/prefs";
 import { href } from "../lib/router";
 import { elapsed, Queue, RunningTable, speed } from "../lib/running";
 import { activityRevision, inflight, loadedModels, localModels, modelDetail, models, modelsKnown, phaseOf, residency, servedBy, stateShown, swapFailed, swapRevision, swaps, waiting } from "../lib/state";
 import { Sparkline } from "../lib/chart";
-import { Bar, Btn, Empty, IconButton, Panel, StateChip } from "../lib/widgets";
+import { Bar, Btn, Empty, IconButton, Panel, Segmented, StateChip } from "../lib/widgets";
 import { Timeline } from "../lib/timeline";
 import type { ActivityPage, GpuSample, MemoryDevice, ModelDetail, ModelStatus, Swap } from "../lib/types";
 
@@ -345,7 +347,7 @@ function useNotices(): Notice[] {
 function Attention({ notices }: { notices: Notice[] }) {
   const unknown = stale.value ? "Unknown while offline" : modelsKnown.value ? "" : "Waiting for the server";
   return (
-    <Panel title="Attention" aside={notices.length > 0 && <span class="count">{notices.length}</span>}>
+    <Panel title="Attention" aside={notices.length > 0 ? <span class="count">{notices.length}</span> : <span class={unknown ? "muted" : "allwell"}>{unknown || <><Icon name="check" /> Nothing needs attention</>}</span>}>
       {notices.length ? (
         <ul class="plainlist notices" tabIndex={0} aria-label="What needs attention">
           {notices.map((item) => (
@@ -366,9 +368,7 @@ function Attention({ notices }: { notices: Notice[] }) {
             </li>
           ))}
         </ul>
-      ) : (
-        <p class={unknown ? "muted" : "allwell"}>{unknown || <><Icon name="check" /> Nothing needs attention</>}</p>
-      )}
+      ) : null}
     </Panel>
   );
 }
@@ -384,6 +384,7 @@ function First() {
 export function Overview() {
   usePerformance();
   useMemory();
+  useMetrics();
   const notices = useNotices();
   const running = inflight.value.length - waiting.value.length;
   return (
@@ -396,13 +397,24 @@ export function Overview() {
           <span><b>{waiting.value.length}</b> waiting</span>
           <span class={notices.length ? "bad" : ""}><b>{notices.length}</b> {notices.length === 1 ? "problem" : "problems"}</span>
         </p>
+        <span class="grow" />
+        <Segmented
+          label="Time span"
+          value={span.value}
+          options={SPANS}
+          onChange={(value) => {
+            zoom.value = null;
+            span.value = value;
+          }}
+        />
       </div>
       {modelsKnown.value && !models.value.length && <First />}
+      {models.value.length > 0 && <Figures />}
       <div class="overview-grid">
         <div class="col">
           <LoadedNow />
-          <Panel title="Running" aside={running > 0 && <span class="count">{running}</span>}>
-            <RunningTable />
+          <Panel title="Running" aside={running > 0 ? <span class="count">{running}</span> : <span class="muted">nothing</span>}>
+            {running > 0 && <RunningTable />}
           </Panel>
           {waiting.value.length > 0 && (
             <Panel title="Waiting" aside={<span class="count">{waiting.value.length}</span>}>

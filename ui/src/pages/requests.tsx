@@ -7,6 +7,7 @@ import { Histogram } from "../lib/histogram";
 import { Icon } from "../lib/icons";
 import { memo } from "../lib/memo";
 import { now, reopened } from "../lib/link";
+import { PHASE_WORDS, phasesOf } from "../lib/phases";
 import { pref } from "../lib/prefs";
 import { href, route, setQuery } from "../lib/router";
 import { activityRevision, activitySettled, localModels, models } from "../lib/state";
@@ -34,7 +35,10 @@ export const COLUMNS: Column[] = [
   { id: "status", label: "Status", sort: "resp_status_code", on: true, cell: (r) => String(r.resp_status_code) },
   { id: "path", label: "Path", sort: "req_path", on: true, cell: (r) => r.req_path },
   { id: "type", label: "Content type", sort: "resp_content_type", on: false, cell: (r) => r.resp_content_type },
-  { id: "cached", label: "Cached", sort: "cached", num: true, hint: "Prompt tokens taken from the cache", on: true, cell: (r) => tokens(r.tokens.cache_tokens) },
+  { id: "waited", label: "Waited", num: true, hint: "Until its turn, without the load of its model", on: true, cell: (r) => duration(r.queued_ms || undefined) },
+  { id: "loaded", label: "Loaded", sort: "loaded", num: true, hint: "How long it waited for the load of its model", on: true, cell: (r) => duration(r.loaded_ms || undefined) },
+  { id: "first", label: "First token", sort: "first_token", num: true, hint: "From the request to the first data of the answer", on: true, cell: (r) => duration(r.ttft_ms) },
+  { id: "cached", label: "Cached", sort: "cached", num: true, hint: "Prompt tokens taken from the cache", on: false, cell: (r) => tokens(r.tokens.cache_tokens) },
   { id: "prompt", label: "Prompt", sort: "prompt", num: true, hint: "New prompt tokens processed", on: true, cell: (r) => tokens(r.tokens.input_tokens) },
   { id: "generated", label: "Generated", sort: "generated", num: true, hint: "Tokens generated", on: true, cell: (r) => tokens(r.tokens.output_tokens) },
   {
@@ -49,12 +53,13 @@ export const COLUMNS: Column[] = [
         ? `${Math.round((r.tokens.draft_acc_tokens / r.tokens.draft_tokens) * 100)} % (${r.tokens.draft_acc_tokens}/${r.tokens.draft_tokens})`
         : "–",
   },
-  { id: "prefill", label: "Prefill t/s", sort: "prompt_speed", num: true, on: true, cell: (r) => rate(r.tokens.prompt_per_second) },
+  { id: "prefill", label: "Prefill t/s", sort: "prompt_speed", num: true, on: false, cell: (r) => rate(r.tokens.prompt_per_second) },
   { id: "decode", label: "Decode t/s", sort: "gen_speed", num: true, on: true, cell: (r) => rate(r.tokens.tokens_per_second) },
   { id: "duration", label: "Duration", sort: "duration", num: true, on: true, cell: (r) => duration(r.duration_ms) },
+  { id: "phases", label: "Where", hint: "Where the time went", on: true, cell: (r) => phasesOf(r).map((part) => `${PHASE_WORDS[part.name]} ${duration(part.ms)}`).join(", ") },
   { id: "session", label: "Session", on: false, cell: (r) => r.session ?? "–" },
   { id: "client", label: "Client", on: false, cell: (r) => r.client ?? "–" },
-  { id: "key", label: "Key", on: false, cell: (r) => r.key ?? "–" },
+  { id: "key", label: "Key", on: true, cell: (r) => r.key ?? "–" },
   {
     id: "meta",
     label: "Metadata",
@@ -100,6 +105,10 @@ const Row = memo(function Row({ row, columns, open }: { row: ActivityRow; column
             <><StatusCode code={row.resp_status_code} /> {row.error_msg && <span class="errmsg">{row.error_msg}</span>}</>
           ) : column.id === "model" ? (
             <a href={href("model", { id: row.model })} onClick={(event) => event.stopPropagation()}>{text}</a>
+          ) : column.id === "phases" ? (
+            <span class="phasebar" role="img" aria-label={text || "unknown"}>
+              {phasesOf(row).map((part) => <i key={part.name} class={`ph-${part.name}`} style={{ flexGrow: part.ms }} />)}
+            </span>
           ) : (
             text
           );
@@ -328,7 +337,7 @@ export function RequestsView({ model }: { model?: string }) {
   }, [revision]);
 
   const win = useWindow(host, rows.value.length, ROW);
-  const columns = order.value.filter((id) => !(model && id === "model")).join(" ");
+  const columns = order.value.filter((id) => !(model && id === "model") && !(id === "key" && !rows.value.some((row) => row.key))).join(" ");
   const openRow = (id: number) => setQuery({ open: id });
   const active = FILTERS.filter((name) => address.get(name) && !(model && name === "model"));
   const sortBy = (column: Column) => {

@@ -4,8 +4,8 @@ import { clockTime, duration, median, plainError, seconds } from "../lib/format"
 import { now } from "../lib/link";
 import { href, route } from "../lib/router";
 import { swap, swapFailed, swapRevision, swaps } from "../lib/state";
+import { Waterfall } from "../lib/waterfall";
 import { Btn, Empty, Facts, Panel, Problem, Spinner, useLoad } from "../lib/widgets";
-import type { Swap } from "../lib/types";
 
 const KIND: Record<string, string> = {
   queued: "draining",
@@ -25,40 +25,6 @@ const KIND: Record<string, string> = {
 
 const NAMES: Record<string, string> = { queued: "waited for its turn", stop: "unloaded others", start: "started its server" };
 const phaseName = (name: string): string => NAMES[name] ?? name.replaceAll("_", " ").replaceAll("-", " ");
-
-export function Waterfall({ item, usual }: { item: Swap; usual: Map<string, number> }) {
-  const begin = Math.min(item.start, ...item.phases.map((phase) => phase.start).filter((t) => t > 0));
-  const end = Math.max(item.end ?? 0, ...item.phases.map((phase) => phase.end ?? now.value), begin + 1);
-  const share = (t: number) => `${((t - begin) / (end - begin)) * 100}%`;
-  return (
-    <table class="plain waterfall">
-      <thead>
-        <tr>
-          <th scope="col">Phase</th>
-          <th scope="col">Took</th>
-          <th scope="col">Usually</th>
-          <th scope="col"><span class="sr">When</span></th>
-        </tr>
-      </thead>
-      <tbody>
-        {item.phases.map((phase) => {
-          const took = (phase.end ?? now.value) - phase.start;
-          const typical = usual.get(phase.name);
-          return (
-            <tr key={`${phase.name}${phase.start}`}>
-              <th scope="row">{phaseName(phase.name)}</th>
-              <td class="num">{duration(took)}</td>
-              <td class="num muted">{typical === undefined ? "–" : duration(typical)}</td>
-              <td class="wf-track" aria-hidden="true">
-                <div class={`wf-bar lane-${KIND[phase.name] ?? "loading"}`} style={{ left: share(phase.start), width: `max(2px, ${(took / (end - begin)) * 100}%)` }} />
-              </td>
-            </tr>
-          );
-        })}
-      </tbody>
-    </table>
-  );
-}
 
 export function SwapPage() {
   const id = route.value.query.get("id") ?? "";
@@ -102,7 +68,11 @@ export function SwapPage() {
               ]}
             />
           </Panel>
-          {data.phases.length > 0 && <Panel title="Where the time went"><Waterfall item={data} usual={usual} /></Panel>}
+          {data.phases.length > 0 && (
+            <Panel title="Where the time went">
+              <Waterfall rows={data.phases.map((phase) => ({ label: phaseName(phase.name), kind: KIND[phase.name] ?? "loading", start: phase.start, end: phase.end ?? now.value, usual: usual.get(phase.name) }))} />
+            </Panel>
+          )}
           {data.log_tail && (
             <Panel title="Last lines of its log" aside={<a href={href("logs", { src: data.model })}>Whole log</a>}>
               <pre class="code" tabIndex={0}>{data.log_tail.trimEnd().split("\n").slice(-40).join("\n")}</pre>

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-WVNWXJOM.js";import"./chunk-4VJ3GESA.js";import"./chunk-HJS3ZRFB.js";import"./chunk-5UPJ6IUS.js";import"./chunk-6ZARUIPW.js";import"./chunk-QMYZDVSA.js";import"./chunk-XSS3YLYI.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
