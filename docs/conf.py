@@ -13,15 +13,11 @@ project = "llamaswap"
 author = "the llamaswap authors"
 copyright = author
 release = version = build().version
-extensions = ["reference", *(["sphinx.ext.graphviz"] if shutil.which("dot") else [])]
+extensions = ["reference", "sphinx_copybutton", *(["sphinx.ext.graphviz"] if shutil.which("dot") else [])]
 exclude_patterns = ["_build"]
-html_theme = "alabaster"
-html_theme_options = {
-    "description": "One HTTP endpoint in front of every local inference server",
-    "fixed_sidebar": True,
-    "page_width": "70rem",
-    "sidebar_width": "17rem",
-}
-html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
+html_theme = "furo"
+html_title = f"llamaswap {release}"
+html_theme_options = {"navigation_with_keys": True}
+copybutton_exclude = ".linenos, .gp, .go"
 html_show_sourcelink = False
 nitpicky = True

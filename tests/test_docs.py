@@ -51,12 +51,12 @@ class DashboardTests(SynchronousTestCase):
 
 class PageTests(SynchronousTestCase):
     def test_the_readme_names_only_commands_that_exist(self):
-        from llamaswap.cli.command_group import COMMANDS
+        from llamaswap.cli.command_group import ALIASES, COMMANDS
 
         pages = [ROOT / "README.md", *DOCS.rglob("*.rst")]
         for page in pages:
             for name in re.findall(r"``llamaswap ([a-z]+)", page.read_text(encoding="utf-8")):
-                self.assertIn(name, COMMANDS, page.name)
+                self.assertIn(name, {*COMMANDS, *ALIASES}, page.name)
 
     def test_the_index_lists_each_page_once(self):
         index = (DOCS / "index.rst").read_text(encoding="utf-8")
