@@ -13,7 +13,7 @@ import click
 from attrs import evolve
 from rich.markup import escape
 
-from llamaswap.cli.config_edit import edit, parsed
+from llamaswap.cli.config_edit import WRITTEN, edit, parsed
 from llamaswap.cli.context import CliContext, local, table
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import ApiKey, Config
@@ -201,4 +201,4 @@ def _report(context: CliContext, path: Path, done: dict[str, str]) -> None:
     elif "key" in done:
         click.echo(done["key"])
         context.note(f"this is the key {done['name']}; it is not shown again")
-    context.note(f"{path} is written; a running llamaswap reads it with -watch-config or after SIGHUP")
+    context.note(WRITTEN.format(file=path))

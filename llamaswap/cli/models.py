@@ -134,7 +134,7 @@ def named(context: CliContext, name: str, path: str, method: str = "GET") -> Jso
 @click.argument("model", shell_complete=model_names)
 @remote
 def show(context: CliContext, model: str) -> None:
-    """Show what is known about a model: its state, command, groups, and why it failed."""
+    """Show a model's state, command, groups and failure."""
     found = named(context, model, "/api/models/")
     if context.as_json:
         context.document(found)

@@ -18,5 +18,8 @@ def demo(listen: str) -> None:
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def serve(flags: tuple[str, ...]) -> None:
-    """Start the server; llamaswap -h shows the flags, which are the same without this word."""
+    """Start the server with these flags.
+
+    llamaswap -h lists them; they are the same without this word.
+    """
     main(flags)

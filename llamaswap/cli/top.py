@@ -119,7 +119,10 @@ def _requests(rows: list[JsonObject]) -> Table:
 @click.option("--once", is_flag=True, help="Print the view once and exit.")
 @remote
 def top(context: CliContext, every: float, once: bool) -> None:
-    """Watch models, requests and GPUs; on a terminal, keys load, unload and pin models (? lists them)."""
+    """Watch models, requests and GPUs.
+
+    On a terminal, keys load, unload and pin models; ? lists them.
+    """
     if context.as_json:
         while True:
             context.line(gather(context.client, thorough=True))
