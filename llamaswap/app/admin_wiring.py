@@ -39,6 +39,7 @@ from llamaswap.web.llama_router import LlamaRouterEndpoints, encoded
 from llamaswap.web.lmstudio import LmStudioEndpoints
 from llamaswap.web.loadtest import Generator, LoadTests
 from llamaswap.web.logs import LogEndpoints
+from llamaswap.web.mcp import McpEndpoints
 from llamaswap.web.memory_api import MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
@@ -139,12 +140,27 @@ class AdminWiring:
         router, registry, capabilities = models.router, self.parts.logs.registry, models.capabilities.of
         config = lambda: router.config
         listing = ListingEndpoints(router, time.time, models.peers, capabilities)
+        processes, usage = ProcessEndpoints(router), UsageEndpoints(config, seen.activity, seen.key_usage)
+        details = ModelEndpoints(
+            router,
+            seen.inflight,
+            seen.history,
+            registry,
+            context.reactor,
+            stall=self.parts.watchdog.document,
+            vram=models.memory.share,
+            slot_cache=models.slot_cache,
+            capabilities=capabilities,
+        )
         return [
             listing,
+            processes,
+            usage,
+            details,
+            McpEndpoints(listing, details, processes, usage, registry, build_info()),
             LmStudioEndpoints(listing),
             LlamaRouterEndpoints(router, context.bus, self.web.streams, EventFanout(context.reactor, encoded)),
             OllamaEndpoints(router, listing, self.parts.memory.report, model_routes, time.time),
-            ProcessEndpoints(router),
             LogEndpoints(registry, config, self.web.streams),
             ProfileEndpoints(router),
             peers_routes.PeerEndpoints(config, models.peers),
@@ -162,18 +178,6 @@ class AdminWiring:
                 capabilities,
             ),
             activity_routes.ActivityEndpoints(seen.activity, seen.inflight, self.web.streams),
-            UsageEndpoints(config, seen.activity, seen.key_usage),
-            ModelEndpoints(
-                router,
-                seen.inflight,
-                seen.history,
-                registry,
-                context.reactor,
-                stall=self.parts.watchdog.document,
-                vram=models.memory.share,
-                slot_cache=models.slot_cache,
-                capabilities=capabilities,
-            ),
         ]
 
     def _loopback_sender(self) -> Generator | None:

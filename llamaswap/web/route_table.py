@@ -15,6 +15,7 @@ from llamaswap.web import (
     lmstudio,
     loadtest,
     logs,
+    mcp,
     memory_api,
     models,
     ollama,
@@ -51,6 +52,7 @@ MODULES = (
     config_api,
     discovery,
     loadtest,
+    mcp,
     openapi,
     ui,
 )

@@ -108,6 +108,31 @@ class JobTests(SynchronousTestCase):
             product.ask("/unload")
 
 
+class ToolTests(SynchronousTestCase):
+    def test_an_agent_loads_a_model_and_reads_why(self):
+        def rpc(method, **params):
+            body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            found = product.json("/mcp", body, headers={"Accept": "application/json, text/event-stream"}, timeout=60)
+            return found["result"]
+
+        def use(name, **arguments):
+            found = rpc("tools/call", name=name, arguments=arguments)
+            return found["isError"], found["content"][0]["text"]
+
+        with Product(config()) as product:
+            self.assertEqual(rpc("initialize", protocolVersion="2025-06-18")["protocolVersion"], "2025-06-18")
+            self.assertEqual(json.loads(use("load", model="talker", wait=True)[1])["state"], "ready")
+            states = {row["id"]: row["state"] for row in json.loads(use("list_models")[1])}
+            self.assertEqual(states, {"talker": "ready", "second": "stopped", "broken": "stopped"})
+            plan = json.loads(use("plan", model="second")[1])
+            self.assertEqual([one["model"] for one in plan["evicts"]], ["talker"])
+            failed, text = use("load", model="broken", wait=True)
+            self.assertTrue(failed and "exit" in text, text)
+            self.assertIn("exit", json.loads(use("why", model="broken")[1])["model"]["last_error"])
+            self.assertIn("broken", use("logs", lines=20)[1])
+            self.assertEqual(use("unload", model="second"), (False, "OK"))
+
+
 class WebsocketTests(SynchronousTestCase):
     def setUp(self):
         if connect is None:

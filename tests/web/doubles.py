@@ -38,6 +38,7 @@ from llamaswap.web.llama_router import LlamaRouterEndpoints, encoded
 from llamaswap.web.lmstudio import LmStudioEndpoints
 from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.logs import LogEndpoints
+from llamaswap.web.mcp import McpEndpoints
 from llamaswap.web.memory_api import MemoryDocument, MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
@@ -318,33 +319,36 @@ class World:
         config, router = self.config, self.router
         listing = ListingEndpoints(router, lambda: 1700000000.5, self.peers, self.capabilities)
         memory = self.memory or UnmeasuredMemory()
+        processes, usage = ProcessEndpoints(router), UsageEndpoints(config, self.activity, self.key_usage)
+        details = ModelEndpoints(
+            router,
+            self.inflight,
+            self.history,
+            self.book,
+            self.clock,
+            vram=self.vram.get,
+            capabilities=self.capabilities,
+        )
         return [
+            McpEndpoints(listing, details, processes, usage, self.book, Build("9")),
+            processes,
+            usage,
+            details,
             ProxyRoutes(Echo(b"model"), Echo(b"upstream")),
             listing,
             LmStudioEndpoints(listing),
             self.router_events,
             OllamaEndpoints(router, listing, memory, Echo(b"model"), lambda: 1700000000.5),
-            ProcessEndpoints(router),
             ProfileEndpoints(router),
             PeerEndpoints(config, self.peers),
             LogEndpoints(self.book, config, self.streams),
             UiFiles(self.ui, router),
             self.events,
             ActivityEndpoints(self.activity, self.inflight, self.streams),
-            UsageEndpoints(config, self.activity, self.key_usage),
             SystemEndpoints(
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
             MemoryEndpoints(memory),
-            ModelEndpoints(
-                router,
-                self.inflight,
-                self.history,
-                self.book,
-                self.clock,
-                vram=self.vram.get,
-                capabilities=self.capabilities,
-            ),
             self.config_endpoints,
             self.discovery,
             OllamaModelEndpoints(self.files, config, at_once, self.streams, self.puller, self.clock, Echo(b"model")),
