@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from attrs import field, frozen
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.web.resource import IResource
 
-from llamaswap.app.model_pull import CommandPuller
+from llamaswap.app.model_pull import CommandPuller, hub_document
 from llamaswap.app.settings import sources_of
 from llamaswap.discover.config_writer import ScanResult
 from llamaswap.discover.disk import ShouldStop
@@ -33,6 +33,7 @@ from llamaswap.web.configfile import ConfigFile
 from llamaswap.web.discovery import DiscoveryEndpoints
 from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
+from llamaswap.web.hub_api import HubEndpoints
 from llamaswap.web.lease_api import LeaseEndpoints
 from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.llama_router import LlamaRouterEndpoints, encoded
@@ -69,11 +70,25 @@ class AdminWiring:
     parts: ServiceParts
     web: WebParts
     load_tests: LoadTests = field(init=False)
+    downloads: HubEndpoints = field(init=False)
 
     @load_tests.default
     def _load_tests(self) -> LoadTests:
         config = lambda: self.parts.models.router.config
         return LoadTests(config, self.parts.context.reactor, self._loopback_sender())
+
+    @downloads.default
+    def _downloads(self) -> HubEndpoints:
+        context = self.parts.context
+        config_file = self._config_file()
+        return HubEndpoints(
+            allowed=lambda: config_file.editable,
+            config=lambda: self.parts.models.router.config,
+            hub=partial(hub_document, context.child_environ),
+            run=WorkerThread("hub", context.reactor),
+            puller=CommandPuller(context.reactor, context.child_environ),
+            estimate=self.parts.memory.estimate_command,
+        )
 
     def site(self) -> AdminSite:
         """The site, with its Klein app."""
@@ -123,6 +138,7 @@ class AdminWiring:
                 reactor,
                 model_routes,
             ),
+            self.downloads,
             self.load_tests,
             OpenApi(ROUTES, build_info()),
         ]

@@ -16,8 +16,10 @@ from twisted.logger import Logger
 from llamaswap.app.settings import ServiceContext
 from llamaswap.config import Config
 from llamaswap.config.command_line import split
+from llamaswap.config.schema.memory import NO_CHOICE
 from llamaswap.events import RequestQueued, SleepEnded, StateChanged
 from llamaswap.fake_boards import FAKE_BOARDS, fake_boards
+from llamaswap.kernel_files import machine_memory
 from llamaswap.memory.containers import serving_process
 from llamaswap.memory.footprint_key import footprint_key
 from llamaswap.memory.footprints import STORE_NAME, FootprintStore
@@ -33,7 +35,7 @@ from llamaswap.observe.command_output import Programs
 from llamaswap.observe.exposition import MetricFamily
 from llamaswap.observe.gpus import GpuReading
 from llamaswap.observe.worker import WorkerThread
-from llamaswap.scheduling.memory import Device, MemoryNeed
+from llamaswap.scheduling.memory import RAM, Device, MemoryNeed
 from llamaswap.servers import procfs
 from llamaswap.wire.byte_budget import MIB
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from llamaswap.app.memory_document import MemoryReport
     from llamaswap.app.model_parts import ModelParts
     from llamaswap.memory.estimate import Estimator
+    from llamaswap.memory.spread import Estimate
     from llamaswap.observe.logs import LogRegistry
 
 FLUSH_TIMEOUT = 2.0
@@ -221,6 +224,21 @@ class MemoryParts:
             return found.need if found is not None else None
 
         return self.store_thread(estimate)
+
+    def estimate_command(self, command: str) -> Deferred[Estimate | None]:
+        """What a command that is not configured yet would need."""
+        environ = self.models.launcher.environment((), "inherit")
+
+        def with_gpus(readings: Sequence[GpuReading]) -> Deferred[Estimate | None]:
+            return self.store_thread(lambda: estimate({f"gpu{one.id}": Device(one.mem_total_mb) for one in readings}))
+
+        def estimate(gpus: Mapping[str, Device]) -> Estimate | None:
+            from llamaswap.memory.estimate import Estimator
+
+            devices = {RAM: Device(machine_memory()[0] // MIB), **gpus}
+            return Estimator().estimate(_words(command), environ, devices, NO_CHOICE)
+
+        return self._read_gpus().addCallback(with_gpus)
 
     def _llamaswap_chooses(self, model: str) -> bool:
         definition = self.models.router.config.models.get(model)

@@ -19,7 +19,25 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.ollama_models import PulledFiles
 
 OUTPUT_LIMIT = 1 << 20  # bytes of the command's output, and of a line of its progress
+HUB_TIMEOUT = 5.0  # seconds in which Hugging Face answers
+HUB_LIMIT = 8 << 20  # bytes of such an answer
 ERROR_LENGTH = 2000  # characters of its last words
+
+
+def hub_document(environ: Mapping[str, str], path: str) -> object:
+    """A JSON document of Hugging Face, or of the server that HF_ENDPOINT names. Blocks for seconds; raises OSError or
+    ValueError."""
+    from http.client import HTTPException  # here, because these modules are rarely needed
+    from urllib.request import Request, urlopen
+
+    token = environ.get("HF_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = Request((environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/") + path, headers=headers)
+    try:
+        with urlopen(request, timeout=HUB_TIMEOUT) as response:
+            return json.loads(response.read(HUB_LIMIT))
+    except HTTPException as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None
 
 
 class PullProcess(ProcessProtocol):

@@ -106,6 +106,8 @@ class Shutdown:
         web.streams.end_all()
         if web.load_tests is not None:
             web.load_tests.close()
+        if web.downloads is not None:
+            web.downloads.close()
         web.factory.drain()
 
     async def _stop_servers(self, seconds: float) -> None:

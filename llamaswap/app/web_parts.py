@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from twisted.web.server import Site
 
     from llamaswap.app.parts import ServiceParts
+    from llamaswap.web.hub_api import HubEndpoints
     from llamaswap.web.loadtest import LoadTests
 
 ADMIN_BODY_LIMIT = 16 * 1024 * 1024  # bytes; many times the largest configuration
@@ -54,6 +55,7 @@ class WebParts:
     """
 
     load_tests: LoadTests | None = None
+    downloads: HubEndpoints | None = None
 
     def __init__(self, parts: ServiceParts) -> None:
         self._parts = parts
@@ -97,7 +99,7 @@ class WebParts:
         from llamaswap.web.app import has_route
 
         wiring = AdminWiring(self._parts, self)
-        self.load_tests, self._has_route = wiring.load_tests, has_route
+        self.load_tests, self.downloads, self._has_route = wiring.load_tests, wiring.downloads, has_route
         return wiring.site()
 
 

@@ -23,14 +23,13 @@ from llamaswap.cli.config_edit import WRITTEN, add_model
 from llamaswap.cli.context import CliContext, local
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.cli.hf_download import fetch
-from llamaswap.discover.config_writer import FoundModel, gguf_models, is_projector, model_entry, model_name
+from llamaswap.discover.config_writer import FoundModel, gguf_models, is_projector, model_entry, model_name, quant_of
 
 PROGRESS_INTERVAL = 0.5
 OFFLINE_TIMEOUT = 5.0  # seconds for a connection to the hub
 LIST_TIMEOUT = 30.0  # seconds for the list of a repository's files
 HUB_ADDRESS = re.compile(r"^(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
 DEFAULT_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")  # the first one that the repository has, if none is named
-QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*))(?=[-./]|$)", re.IGNORECASE)
 
 
 class NoSuchQuant(Exception):
@@ -61,12 +60,6 @@ def is_reachable(url: str, timeout: float = OFFLINE_TIMEOUT) -> bool:
     thread.start()
     thread.join(timeout)
     return bool(outcome)
-
-
-def quant_of(name: str) -> str:
-    """The quantisation in a file's name; "" if there is none."""
-    found = QUANT.findall(name)
-    return found[-1].upper() if found else ""
 
 
 def choose(names: Sequence[str], quant: str = "") -> list[str]:

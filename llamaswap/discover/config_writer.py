@@ -13,6 +13,7 @@ from llamaswap.config.text_edit import scalar
 
 SPLIT = re.compile(r"-(?P<number>\d{5})-of-\d{5}$")
 VARIANT = re.compile(r"(^|[-._])((ud-)?i?q\d\w*|bf16|f16|fp16|f32|mxfp4\w*|mmproj|model)(?=[-._]|$)")
+QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*))(?=[-./]|$)", re.IGNORECASE)
 UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -60,6 +61,12 @@ class ScanResult:
 def model_name(text: str) -> str:
     """A name that is easy to type, from the name of a file or a repository."""
     return UNNAMEABLE.sub("-", text).strip("-.").lower() or "model"
+
+
+def quant_of(name: str) -> str:
+    """The quantisation in a file's name; "" if there is none."""
+    found = QUANT.findall(name)
+    return found[-1].upper() if found else ""
 
 
 def gguf_models(paths: Iterable[PurePath], program: str = "llama-server") -> list[FoundModel]:

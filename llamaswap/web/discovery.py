@@ -158,7 +158,7 @@ def _too_long() -> HttpError:
 
 def _models(found: Iterable[FoundModel], config: Config) -> Iterator[DiscoveredModel]:
     used = {word: model.id for model in config.models.values() for word in _words(model.cmd) if "/" in word}
-    for name, model in unique(found, _names(config)):
+    for name, model in unique(found, names_in_use(config)):
         configured = next((used[word] for word in model.words[1:] if word in used), None)
         yield DiscoveredModel(
             name=name,
@@ -182,7 +182,7 @@ def _servers(found: Iterable[FoundServer], config: Config) -> Iterator[Discovere
         yield DiscoveredServer(name, server.url, list(server.models), configured, "peers", server_entry(name, server))
 
 
-def _names(config: Config) -> set[str]:
+def names_in_use(config: Config) -> set[str]:
     """The names that a new model must not have."""
     aliases = (alias for model in config.models.values() for alias in model.aliases)
     return {*config.models, *aliases, *config.selectors}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.cli.pull import NoSuchQuant, choose, is_reachable, quant_of, split_name
+from llamaswap.cli.pull import NoSuchQuant, choose, is_reachable, split_name
 from llamaswap.config import ConfigText, load
+from llamaswap.discover.config_writer import quant_of
 from tests.cli.doubles import invoke
 from tests.discover.doubles import ollama_store, touch
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import asdict, define, field
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -33,6 +33,7 @@ from llamaswap.web.configfile import Impact, ImpactModels
 from llamaswap.web.discovery import DiscoveryEndpoints
 from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
+from llamaswap.web.hub_api import HubEndpoints
 from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.llama_router import LlamaRouterEndpoints, encoded
 from llamaswap.web.lmstudio import LmStudioEndpoints
@@ -279,6 +280,8 @@ class World:
     surveyor: object = at_once
     capabilities: object = attrgetter("capabilities")
     memory: object = None
+    hub: object = lambda path: []
+    estimate: object = lambda command: succeed(None)
     puller: FakePuller = field(factory=lambda: FakePuller())
 
     def __attrs_post_init__(self):
@@ -308,6 +311,9 @@ class World:
         self.router_events = LlamaRouterEndpoints(self.router, self.bus, self.streams, EventFanout(self.clock, encoded))
         self.config_endpoints = ConfigEndpoints(self.files, self.config, ReloadRecord(self.bus))
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
+        self.downloads = HubEndpoints(
+            lambda: self.files.editable, self.config, self.hub, at_once, self.puller, self.estimate
+        )
         self.discovery = DiscoveryEndpoints(
             lambda: self.files.editable, self.config, self.survey, self.surveyor, self.clock, lambda: (8080,)
         )
@@ -351,6 +357,7 @@ class World:
             MemoryEndpoints(memory),
             self.config_endpoints,
             self.discovery,
+            self.downloads,
             OllamaModelEndpoints(self.files, config, at_once, self.streams, self.puller, self.clock, Echo(b"model")),
             self.loadtests,
             OpenApi(route_table.ROUTES, Build("9")),
