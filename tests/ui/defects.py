@@ -321,8 +321,9 @@ class MockDefects(harness.MockCase):
         self.world.empty = True
         page = self.page()
         page.get_by_role("heading", name="First steps").wait_for()
-        page.get_by_role("button", name="Insert phi-4-mini").click()
-        page.locator(".cm-content", has_text="phi-4-mini-Q4_K_M.gguf").wait_for()
+        page.get_by_role("link", name="Add a model").click()
+        page.get_by_role("button", name="Add phi-4-mini").click()
+        page.locator("pre", has_text="phi-4-mini-Q4_K_M.gguf").wait_for()
         page.goto(f"{self.url}/ui/models")
         page.get_by_role("heading", name="First steps").wait_for()
         self.assertEqual(page.faults, [])

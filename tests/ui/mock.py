@@ -12,13 +12,17 @@ import math
 import mimetypes
 import queue
 import random
+import re
 import sys
 import threading
 import time
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from llamaswap.config import json_schema
 
 DIST = Path(__file__).parents[2] / "llamaswap" / "web" / "ui_dist"
 POLICY = (
@@ -54,6 +58,9 @@ models:
   gemma-3-27b:
     cmd: llama-server --port ${PORT} -m /models/gemma-3-27b.gguf
 """
+
+
+DOWNLOADED = "  tiny-llama:\n    cmd: |\n      llama-server\n      --port ${PORT}\n      -m /hub/tiny-llama.gguf\n"
 
 
 def device(name: str, total: int, free: int, foreign: int, by: str, *models: tuple[str, int, str]) -> dict[str, object]:
@@ -122,6 +129,8 @@ class World:
         self.pace = 0.01  # seconds between the pieces of an answer
         self.config = CONFIG
         self.memory: dict[str, object] = {"mode": "off", "devices": [], "needs": {}, "advice": []}
+        self.offline = False
+        self.downloads: list[dict[str, Any]] = []
         self.replicas: dict[str, str] = {}
         self.streams = 0
         self.busy = 0
@@ -641,10 +650,24 @@ class Handler(BaseHTTPRequestHandler):
             self.json({"peers": world.peers()})
         elif path == "/api/loadtest":
             self.json({"runs": []})
+        elif path == "/api/hub/models":
+            if world.offline:
+                self.json({"error": {"message": "Hugging Face cannot be reached: timed out"}}, 502)
+                return
+            row = {"repository": "org/tiny-llama-GGUF", "downloads": 71230, "likes": 9, "gated": False}
+            self.json({"models": [{**row, "updated": stamp(world.start - 86400)}]})
+        elif path.startswith("/api/hub/models/"):
+            quants = [{"quant": quant, "files": [], "bytes": size << 30} for quant, size in (("Q4_K_M", 2), ("F16", 90))]
+            self.json({"repository": path.removeprefix("/api/hub/models/"), "quants": quants})
+        elif path == "/api/hub/downloads":
+            for download in world.downloads:
+                if download["state"] == "running":
+                    download["completed"] += 40
+                    if download["completed"] >= 100:
+                        download |= {"state": "done", "models": [{"name": "tiny-llama", "yaml": DOWNLOADED}]}
+            self.json({"downloads": world.downloads})
         elif path == "/api/config/schema":
-            self.json(
-                {"properties": {"models": {"description": "The models."}, "logLevel": {"enum": ["debug", "info"]}}}
-            )
+            self.json(json_schema())
         else:
             self.missing()
 
@@ -896,6 +919,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.json(
                     {"valid": True, "errors": [], "impact": {"restart": ["gpt-oss-120b"], "add": [], "remove": []}}
                 )
+        elif path == "/api/hub/downloads":
+            name = json.loads(data)["name"]
+            fresh = {"id": "1", "name": name, "state": "running", "file": "x.gguf", "total": 100, "completed": 0}
+            world.downloads.insert(0, {**fresh, "error": "", "models": []})
+            self.json(world.downloads[0], 202)
+        elif path == "/api/memory/estimate":
+            context = re.search(r"--ctx-size (\d+)", json.loads(data)["cmd"])
+            need = 4000 + int(context[1]) // 8 if context else 4000
+            self.json({"known": True, "why": "gguf header", "needs": [{"device": "gpu1", "mib": need}]})
         elif path == "/control":
             self.control(json.loads(data))
         else:

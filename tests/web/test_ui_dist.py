@@ -75,7 +75,7 @@ class BuiltInterfaceTests(unittest.TestCase):
         if not SOURCES.is_dir():
             raise unittest.SkipTest("the sources of the interface are not part of this installation")
         lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (SOURCES / "src").rglob("*.ts*"))
-        self.assertLessEqual(lines, 12_000)
+        self.assertLessEqual(lines, 12_600)
 
     def test_licences_of_what_is_bundled_ship_with_it(self):
         text = (DIST / "third-party-licences.txt").read_text(encoding="utf-8")

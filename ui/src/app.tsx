@@ -18,6 +18,7 @@ import { Overview } from "./pages/overview";
 type Page = ComponentType;
 const LAZY: Record<string, () => Promise<Page>> = {
   models: () => import("./pages/models").then((m) => m.Models),
+  add: () => import("./pages/add").then((m) => m.AddModel),
   model: () => import("./pages/model").then((m) => m.ModelPage),
   requests: () => import("./pages/requests").then((m) => m.Requests),
   swap: () => import("./pages/swap").then((m) => m.SwapPage),
@@ -28,7 +29,7 @@ const LAZY: Record<string, () => Promise<Page>> = {
   system: () => import("./pages/system").then((m) => m.System),
 };
 
-const current = (page: string): string => (page === "model" ? "models" : page === "swap" ? "" : page);
+const current = (page: string): string => (page === "model" || page === "add" ? "models" : page === "swap" ? "" : page);
 
 function ThemeButton() {
   const order: Theme[] = ["system", "light", "dark"];

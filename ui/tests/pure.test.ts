@@ -11,7 +11,8 @@ import { bySession } from "../src/lib/sessions";
 import { parameters, sizeText, weight } from "../src/lib/size";
 import { Hub } from "../src/lib/hub";
 import { folded, lineDiff } from "../src/lib/linediff";
-import { insertUnder } from "../src/lib/insert";
+import { disabled, disabledEntries, enabled, insertUnder, without } from "../src/lib/insert";
+import { type FormField, blockOf, entryOf, flagValue, flagsOf, formFields, withFlag } from "../src/lib/entry";
 import { TimedText, findLine, lineHash, timeOf } from "../src/lib/logtimes";
 import { Lines, ansi, level, matcher, plain } from "../src/lib/loglines";
 import { type Schema, keysAt, pathAt, valuesAt } from "../src/lib/schema";
@@ -288,4 +289,56 @@ test("a scale is logarithmic if values span more than twenty times, and labels a
   assert.deepEqual(spread([50, 10, 51], 120), [50, 10, 62]);
   assert.deepEqual(spread([100, 99], 100), [100, 88]);
   assert.deepEqual(axisTicks(0, 60_000), [0, 15_000, 30_000, 45_000]);
+});
+
+test("an entry is taken apart and written again as it was", () => {
+  const block = "  # /models\n  \"3b\":\n    cmd: |\n      llama-server\n      --port ${PORT}\n      -m \"/a b/x.gguf\"\n    checkEndpoint: /\n";
+  const entry = entryOf(block);
+  assert.deepEqual(entry, { id: "3b", cmd: 'llama-server\n--port ${PORT}\n-m "/a b/x.gguf"', values: { checkEndpoint: "/" } });
+  assert.equal(blockOf(entry, []), block.replace("  # /models\n", ""));
+  const fields: FormField[] = [
+    { key: "ttl", kind: "number", info: "", choices: [] },
+    { key: "aliases", kind: "list", info: "", choices: [] },
+  ];
+  const more = { ...entry, values: { ttl: "60", aliases: "a\n\n7", name: "yes", description: "" } };
+  assert.match(blockOf(more, fields), /    ttl: 60\n    aliases:\n      - a\n      - "7"\n    name: "yes"\n$/);
+});
+
+test("a flag of a command is read, changed, added and taken out", () => {
+  const cmd = "llama-server\n--port ${PORT}\n-c 4096\n-m x.gguf";
+  const { context, layers } = flagsOf(cmd);
+  assert.equal(flagValue(cmd, context), "4096");
+  assert.equal(withFlag(cmd, context, "8192"), cmd.replace("4096", "8192"));
+  assert.equal(withFlag(cmd, context, ""), "llama-server\n--port ${PORT}\n-m x.gguf");
+  assert.equal(withFlag(cmd, layers, "99"), `${cmd}\n--n-gpu-layers 99`);
+  assert.deepEqual(flagsOf("ollama serve").context, []);
+});
+
+test("the form has the simple keys of a model, by the schema", () => {
+  const model = {
+    properties: {
+      cmd: { type: "string" },
+      ttl: { anyOf: [{ type: "integer" }, { type: "string" }], description: "Idle seconds." },
+      unlisted: { anyOf: [{ type: "boolean" }, { type: "string" }] },
+      policy: { type: "string", enum: ["", "a", "b"] },
+      aliases: { type: ["array", "null"], items: { type: "string" } },
+      gpus: { anyOf: [{ const: "auto" }, { type: "integer" }, { type: "array", items: { type: "integer" } }] },
+      filters: { allOf: [{ $ref: "#/definitions/Filters" }] },
+    },
+  };
+  const schema = { properties: { models: { type: ["object", "null"], additionalProperties: { $ref: "#/definitions/Model" } } }, definitions: { Model: model, Filters: { type: "object", properties: {} } } };
+  const kinds = Object.fromEntries(formFields(schema as Schema).map((field) => [field.key, field.kind]));
+  assert.deepEqual(kinds, { ttl: "number", unlisted: "flag", policy: "choice", aliases: "list", gpus: "number" });
+});
+
+test("an entry is deleted, disabled and enabled without touching the rest", () => {
+  const text = "models:\n  # the first\n  \"a\":\n    cmd: |\n      x\n\n      y\n    ttl: 3\n  b:\n    cmd: z\n# end\ngroups: {}\n";
+  assert.equal(without(text, "models", "a"), "models:\n  # the first\n  b:\n    cmd: z\n# end\ngroups: {}\n");
+  assert.equal(without(text, "models", "c"), null);
+  assert.equal(without("models: {a: {cmd: x}}\n", "models", "a"), null);
+  const off = disabled(disabled(text, "models", "a") ?? "", "models", "b") ?? "";
+  assert.match(off, /\n  #off "a":\n    #off cmd: \|\n/);
+  assert.equal(without(off, "models", "a"), null);
+  assert.deepEqual(disabledEntries(off).map((entry) => entry.name), ["a", "b"]);
+  assert.equal(enabled(enabled(off, "a"), "b"), text);
 });

@@ -1,6 +1,5 @@
 // What to do first on a server that has no model yet.
-import { FoundHere, chosenBlocks } from "./found";
-import { prefix, go } from "./router";
+import { href, prefix } from "./router";
 import { features } from "./state";
 import { CopyButton, Panel } from "./widgets";
 
@@ -20,12 +19,7 @@ export function FirstSteps() {
               Add an entry below <code>models:</code> in the configuration file; <code>llamaswap init</code> writes one from what this machine has. Started with <code>--allow-config-edit</code>, the server lets it be done here.
             </p>
           ) : (
-            <FoundHere
-              insert={(blocks) => {
-                chosenBlocks.value = blocks;
-                go("config");
-              }}
-            />
+            <p><a class="btn primary" href={href("add")}>Add a model</a></p>
           )}
         </li>
         <li>

@@ -23,7 +23,7 @@ export const chosenBlocks = signal<Block[]>([]);
 
 const file = (path: string): string => path.slice(path.lastIndexOf("/") + 1);
 
-function Item(props: { name: string; facts: string[]; path?: string; used: string | null; block: Block; insert: (blocks: Block[]) => void }) {
+function Item(props: { name: string; facts: string[]; path?: string; used: string | null; block: Block; word: string; insert: (blocks: Block[]) => void }) {
   const open = useSignal(false);
   const { block } = props;
   return (
@@ -37,7 +37,7 @@ function Item(props: { name: string; facts: string[]; path?: string; used: strin
         <span class="grow" />
         <span class="row">
           <Btn small aria-expanded={open.value} onClick={() => (open.value = !open.value)}>Text</Btn>
-          {!props.used && <Btn small primary aria-label={`Insert ${block.name}`} onClick={() => props.insert([block])}><Icon name="plus" size={13} /> Insert</Btn>}
+          {!props.used && <Btn small primary aria-label={`${props.word} ${block.name}`} onClick={() => props.insert([block])}><Icon name="plus" size={13} /> {props.word}</Btn>}
         </span>
       </div>
       {props.path && <div class="muted clip" title={props.path}>{props.path}</div>}
@@ -51,12 +51,13 @@ function Item(props: { name: string; facts: string[]; path?: string; used: strin
   );
 }
 
-export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
+/** `word` is what choosing one is called. */
+export function FoundHere({ insert, word = "Insert" }: { insert: (blocks: Block[]) => void; word?: string }) {
   const { data, error, loading, reload } = useLoad<Discovered | string>(
     (abort) =>
       get<Discovered>("/api/discover", undefined, abort).catch((problem: Error) => {
-        if (problem instanceof ApiError && problem.status === 403) return "Looking around is only for who may edit: start the server with --allow-config-edit.";
-        if (problem instanceof ApiError && problem.status === 404) return "This server cannot look around.";
+        if (problem instanceof ApiError && problem.status === 403) return "Searching needs the right to edit the configuration: start the server with --allow-config-edit.";
+        if (problem instanceof ApiError && problem.status === 404) return "This server cannot search.";
         throw problem;
       }),
     [],
@@ -71,10 +72,10 @@ export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
     <div class="found">
       {data.servers.length > 0 && (
         <section>
-          <h3>Servers that run already</h3>
+          <h3>Running servers</h3>
           <ul class="plainlist">
             {data.servers.map((server) => (
-              <Item key={server.url} name={server.name} facts={[server.url, plural(server.models.length, "model")]} used={server.configured_as} block={server} insert={insert} />
+              <Item key={server.url} name={server.name} facts={[server.url, plural(server.models.length, "model")]} used={server.configured_as} block={server} word={word} insert={insert} />
             ))}
           </ul>
         </section>
@@ -83,7 +84,7 @@ export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
         <section>
           <div class="row">
             <h3 class="grow">Models on this machine</h3>
-            {unused.length > 1 && <Btn small onClick={() => insert(unused)}>Insert all {unused.length}</Btn>}
+            {unused.length > 1 && <Btn small onClick={() => insert(unused)}>{word} all {unused.length}</Btn>}
           </div>
           <ul class="plainlist">
             {data.models.map((model) => (
@@ -94,7 +95,7 @@ export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
                 path={model.note}
                 used={model.configured_as}
                 block={model}
-                insert={insert}
+                word={word} insert={insert}
               />
             ))}
           </ul>
@@ -105,7 +106,7 @@ export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
           <h3>Engines, with an example each</h3>
           <ul class="plainlist">
             {engines.map((engine) => (
-              <Item key={engine.path} name={engine.name} facts={[]} path={engine.path} used={null} block={{ name: engine.name, section: "models", yaml: engine.yaml }} insert={insert} />
+              <Item key={engine.path} name={engine.name} facts={[]} path={engine.path} used={null} block={{ name: engine.name, section: "models", yaml: engine.yaml }} word={word} insert={insert} />
             ))}
           </ul>
         </section>
@@ -113,8 +114,8 @@ export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
       {!data.servers.length && !data.models.length && !engines.length && (
         <p class="muted">Nothing was found: no GGUF files in the usual folders, no engine in the PATH, no server on the usual ports.</p>
       )}
-      {!data.complete && <p class="muted">The search was ended before it was over; there may be more.</p>}
-      <div class="row end"><Btn small disabled={loading} onClick={reload}>Look again</Btn></div>
+      {!data.complete && <p class="muted">The search took too long and was stopped; there may be more.</p>}
+      <div class="row end"><Btn small disabled={loading} onClick={reload}>Search again</Btn></div>
     </div>
   );
 }

@@ -22,7 +22,7 @@ export const NAV = [
 ] as const;
 
 /** Every page there is; "" is the overview. */
-const PAGES = new Set(["", "models", "model", "requests", "swap", "playground", "logs", "usage", "config", "system"]);
+const PAGES = new Set(["", "models", "model", "add", "requests", "swap", "playground", "logs", "usage", "config", "system"]);
 
 /** The page of an address that leads nowhere. */
 export const NOWHERE = "?";

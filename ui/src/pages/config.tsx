@@ -1,15 +1,16 @@
 // The configuration: shown with masked secrets, checked by the server's own loader, saved where that is allowed.
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { ApiError, errorText, maybe, request, send } from "../lib/api";
+import { ApiError, errorText, maybe, request } from "../lib/api";
+import { type Checked, YAML, checkConfig, readConfig } from "../lib/configtext";
 import { DiffView } from "../lib/diffview";
-import { Draft, type Shown } from "../lib/draft";
+import { Draft } from "../lib/draft";
 import type { Editor } from "../lib/editor";
 import { Icon } from "../lib/icons";
-import { activeOn } from "../lib/actions";
 import { plural } from "../lib/format";
 import { on } from "../lib/link";
 import { type Block, FoundHere, chosenBlocks } from "../lib/found";
+import { ImpactList } from "../lib/impact";
 import { insertUnder } from "../lib/insert";
 import type { Schema } from "../lib/schema";
 import { route, setQuery } from "../lib/router";
@@ -17,23 +18,6 @@ import { features } from "../lib/state";
 import { type Version, undoable } from "../lib/undoable";
 import { VersionsDialog, listVersions } from "../lib/versions";
 import { Btn, CopyButton, Dialog, Empty, Problem, Spinner, saveFile, toast } from "../lib/widgets";
-import type { Impact, Problem as Fault } from "../lib/types";
-
-interface Checked {
-  valid?: boolean;
-  errors?: Fault[];
-  warnings?: Fault[];
-  impact?: Impact;
-}
-
-async function read(): Promise<Shown> {
-  const response = await request("/api/config", { headers: { Accept: "application/yaml, application/json" } });
-  const text = await response.text();
-  if (!response.ok) throw new ApiError(response.status, errorText(response.status, text));
-  return { text, tag: response.headers.get("ETag") ?? "" };
-}
-
-const YAML = { "Content-Type": "application/yaml" };
 
 // Outlives the page: what is not saved is still there when it is opened again, and the browser asks before it leaves.
 const draft = new Draft();
@@ -57,7 +41,7 @@ export function ConfigPage() {
     error.value = "";
     const take = draft.ask(keep);
     try {
-      const [text, status] = await Promise.all([read(), maybe<{ editable?: boolean }>("/api/config/status")]);
+      const [text, status] = await Promise.all([readConfig(), maybe<{ editable?: boolean }>("/api/config/status")]);
       editable.value = status?.editable ?? features.value.config_edit ?? false;
       if (editable.peek()) void listVersions().then((found) => (versions.value = found), () => undefined);
       if (take(text)) {
@@ -151,7 +135,7 @@ export function ConfigPage() {
     const current = () => text === draft.text.peek() && draft.dirty.peek();
     checking.value += 1;
     try {
-      const answer = await send<Checked>("POST", "/api/config/validate", text, YAML);
+      const answer = await checkConfig(text);
       if (!current()) return null;
       checked.value = answer;
       editor.current?.mark([...(answer.errors ?? []), ...(answer.warnings ?? []).map((item) => ({ ...item, severity: "warning" }))]);
@@ -345,32 +329,6 @@ export function ConfigPage() {
       )}
       {dialog.value === "found" && (
         <Dialog title="What this machine has" class="wide" onClose={() => (dialog.value = "")}><FoundHere insert={insert} /></Dialog>
-      )}
-    </div>
-  );
-}
-
-function ImpactList({ impact }: { impact: Impact }) {
-  const groups: [string, string[]][] = [["Will restart", impact.restart ?? []], ["New", impact.add ?? []], ["Removed", impact.remove ?? []]];
-  const some = groups.filter(([, list]) => list.length);
-  return (
-    <div class="impact">
-      <h3>Effect of saving</h3>
-      {some.length ? (
-        some.map(([name, list]) => (
-          <p key={name}>
-            {name}:{" "}
-            {list.map((model, i) => (
-              <>
-                {i ? ", " : ""}
-                <b>{model}</b>
-                {name !== "New" && activeOn(model) ? <span class="bad"> ({plural(activeOn(model), "active request")})</span> : null}
-              </>
-            ))}
-          </p>
-        ))
-      ) : (
-        <p>No model restarts.</p>
       )}
     </div>
   );

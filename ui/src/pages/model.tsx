@@ -7,6 +7,7 @@ import { clock, clockTime, duration, known, median, plural, rate, seconds } from
 import { Icon } from "../lib/icons";
 import { LogView } from "../lib/logview";
 import { now } from "../lib/link";
+import { Manage } from "../lib/manage";
 import { memory, memoryText, useMemory } from "../lib/memory";
 import { href, prefix, route } from "../lib/router";
 import { Queue, RunningTable, speed } from "../lib/running";
@@ -134,6 +135,7 @@ function Head({ id }: { id: string }) {
       )}
       <a class="btn" href={ownPage(id)} target="_blank" rel="noopener noreferrer"><Icon name="link" size={14} /> Server's own UI</a>
       <a class="btn" href={href("playground", { tab: "chat", model: id })}><Icon name="playground" size={14} /> Try</a>
+      {!model.replica_of && <Manage id={id} />}
       <LoadButton model={model} small={false} />
     </div>
   );

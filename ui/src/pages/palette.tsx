@@ -16,6 +16,7 @@ interface Command {
 
 function commands(): Command[] {
   const list: Command[] = NAV.map(({ label, page }) => ({ label, hint: "page", run: () => go(page) }));
+  list.push({ label: "Add a model", hint: "page", run: () => go("add") });
   list.push({ label: "Requests with errors", hint: "page", run: () => go("requests", { status: "error" }) });
   for (const model of models.value) list.push({ label: model.id, hint: "open model", run: () => go("model", { id: model.id }) });
   for (const model of localModels.value) {

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-OD2FF3W4.js";import"./chunk-4XMSVJXE.js";import"./chunk-NLIXB4NA.js";import"./chunk-AENGKHRG.js";import"./chunk-Y4J7VYYG.js";import"./chunk-6GHTVKOV.js";import"./chunk-5XUHD237.js";import"./chunk-DZSD3YLW.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
