@@ -49,7 +49,7 @@ def fake_parts(clock, calls, requests, hooks, disk):
             driver_thread=thread,
             disk_thread=thread,
         ),
-        web=SimpleNamespace(proxy=proxy, streams=part, load_tests=part, factory=part),
+        web=SimpleNamespace(proxy=proxy, streams=part, load_tests=part, downloads=part, factory=part),
     )
 
 
