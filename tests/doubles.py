@@ -127,8 +127,12 @@ class FakeRouter:
     expected: Decision | None = None
     swaps: FakeSwaps = Factory(lambda: FakeSwaps())
     ledger: Ledger | None = None
+    at: dict[str, str] = Factory(dict)
 
     # -- requests ------------------------------------------------------------------------------------------
+
+    def shown_host(self, model: str, expected: Decision | None = None) -> str | None:
+        return self.at.get(model) or (expected.host if expected is not None and self.at else None)
 
     def lease(self, model: str, standing: tuple[int, float] = (0, 0.0)) -> Lease | None:
         if not (self.auto and self.ready and self.refusal is None):

@@ -53,9 +53,12 @@ def _detail(client: ApiClient, name: str) -> JsonObject | None:
 
 
 def model_table(models: Sequence[JsonObject]) -> Table:
-    """A table of models; with their memory if that of any is known."""
+    """A table of models; with their hosts if there are several, and with their memory if that of any is known."""
     columns = ["MODEL", "STATE", "UP", "ACTIVE", "WAITING", "TTL", "PID", "PORT"]
     rows = list(map(_row, models))
+    if any(model.get("host") for model in models):
+        columns.append("HOST")
+        rows = [[*row, escape(str(model.get("host") or ""))] for row, model in zip(rows, models, strict=True)]
     if any("memory" in model for model in models):
         columns.append("MEMORY")
         rows = [[*row, str(model.get("memory", ""))] for row, model in zip(rows, models, strict=True)]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from llamaswap.config import Model
 from llamaswap.config.command_line import words
+from llamaswap.config.schema.hosts import HERE
+from llamaswap.scheduling.hosts import HostFacts, allowed_by, shown
 
 FILE_FLAGS = frozenset(("-m", "--model", "--mmproj", "--lora", "-md", "--model-draft"))
 FILE_SUFFIXES = (".gguf", ".ggml", ".bin", ".safetensors")
@@ -52,8 +54,37 @@ def _files(command: Sequence[str]) -> Iterator[str]:
             yield name
 
 
-def findings(models: Sequence[Model]) -> list[str]:
-    """A sentence for each missing program and file."""
+def missing_by_model(
+    models: Iterable[Model],
+    which: Callable[[str], str | None] = shutil.which,
+    exists: Callable[[str], object] = os.path.exists,
+) -> dict[str, str]:
+    """What this machine lacks for each model, replicas included: its program, or else its file."""
+    found: dict[str, str] = {}
+    for model in models:
+        command = [word.text for word in words(model.cmd)]
+        lacking = [name for name in command[:1] if not which(name)] or [
+            name for name in _files(command) if not exists(name)
+        ]
+        if lacking:
+            found[model.id] = lacking[0]
+    return found
+
+
+def host_findings(models: Iterable[Model], hosts: Mapping[str, HostFacts]) -> list[str]:
+    """A sentence for each program and file that a host lacks, if `place` lets the model run there."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        for host in allowed_by(hosts, model.place):
+            lacking = host in hosts and not model.replica_of and hosts[host].missing.get(model.id)
+            if lacking:
+                found.setdefault((host, lacking), []).append(model.id)
+    return [f"{shown(host)} lacks {name} (needed by {', '.join(needing)})" for (host, name), needing in found.items()]
+
+
+def findings(given: Iterable[Model]) -> list[str]:
+    """A sentence for each program and file that this machine lacks, but may need."""
+    models = [model for model in given if not model.place.hosts or HERE in model.place.hosts]
     return [
         f"{name} {text} (needed by {', '.join(names)})"
         for found, text in (

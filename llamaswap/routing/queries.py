@@ -12,7 +12,7 @@ from llamaswap.errors import FailureRecord, UnknownModel
 from llamaswap.routing.interfaces import HealthSnapshot, WaitingRequest
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
-from llamaswap.scheduling.hosts import HostFacts
+from llamaswap.scheduling.hosts import HostFacts, shown
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.state import Decision, Phase, WaitReason
@@ -58,6 +58,13 @@ class ModelQueries:
         server = self._scheduler.models.get(model)
         return "" if server is None or server.phase is Phase.STOPPED else server.host
 
+    def shown_host(self, model: str, expected: Decision | None = None) -> str | None:
+        """The name of that host for display, or of that where the model is `expected` to be loaded; None if there is no
+        such host, or only one host."""
+        if self.hosts and self._scheduler.phase(model) is not Phase.STOPPED:
+            return shown(self.host_of(model))
+        return shown(expected.host) if self.hosts and expected is not None else None
+
     @property
     def hosts(self) -> Mapping[str, HostFacts]:
         """The hosts by name, this machine ("") first; empty unless the configuration has `hosts`."""
@@ -97,7 +104,8 @@ class ModelQueries:
             return None
         if not expected.waits_for:  # memory that other programs use
             return WaitReason(expected.reason)
-        return WaitReason(f"waiting for {', '.join(expected.waits_for)} to finish", expected.waits_for)
+        where = f" on {shown(expected.host)}" if self.hosts else ""
+        return WaitReason(f"waiting for {', '.join(expected.waits_for)} to finish{where}", expected.waits_for)
 
     def failing(self) -> list[tuple[FailureRecord, float]]:
         """The stopped models whose last attempts failed, by ascending id, each with the seconds until the next."""

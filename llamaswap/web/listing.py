@@ -234,6 +234,7 @@ def status_rows(
             "context_length": block.context,
             "asleep": model.id in suspended,
             "replica_of": model.replica_of,
+            "host": router.shown_host(model.id),
             "failed": masked_text(failure, secrets) if failure else "",
         }
         rows.append(

@@ -47,6 +47,7 @@ class ModelDetail:
     ttl_s: int
     ttl_left_s: float | None
     pinned: bool
+    host: str | None
     slots: int | None
     active: int
     waiting: int
@@ -86,10 +87,11 @@ class PlannedEviction:
 
 @frozen
 class Plan:
-    """What a request for a model would do now."""
+    """What a request for a model would do now; `host` is where, null if there is only one."""
 
     model: str
     action: str
+    host: str | None
     running: bool
     asleep: bool
     evicts: list[PlannedEviction]
@@ -178,6 +180,7 @@ class ModelEndpoints:
             ttl_s=model.ttl,
             ttl_left_s=self.router.seconds_until_idle(model.id),
             pinned=model.id in self.router.pinned,
+            host=self.router.shown_host(model.id),
             slots=model.concurrency_limit or None,
             active=(self.inflight.by_server() if model.replica_of else self.inflight.by_model()).get(model.id, 0),
             waiting=sum(1 for waiting in self.router.queue() if waiting.model in config.copies(model.id)),
@@ -279,6 +282,7 @@ class ModelEndpoints:
         plan = Plan(
             model=model.id,
             action=forecast.action,
+            host=self.router.shown_host(name, forecast),
             running=self.router.state(name) == "ready",
             asleep=asleep,
             evicts=[PlannedEviction(name, active.get(name, 0)) for name in forecast.evicts],

@@ -155,6 +155,16 @@ class CheckTests(SynchronousTestCase):
         found = json.loads(invoke(["check", "--json", path]).stdout)
         self.assertEqual(found["missing_files"], {"no.gguf": ["cat"], "/no/p.gguf": ["owl"]})
 
+    def test_file_that_only_other_hosts_need_is_not_noted(self):
+        path = self.file(
+            "hosts: {}\nmodels:\n"
+            "  owl: {cmd: 'sh -m /no/owl.gguf --port ${PORT}', place: nas}\n"
+            "  cat: {cmd: 'sh -m /no/cat.gguf --port ${PORT}', place: [nas, here]}\n"
+        )
+        done = invoke(["check", path])
+        self.assertNotIn("owl.gguf", done.stderr)
+        self.assertIn("/no/cat.gguf does not exist (needed by cat)", done.stderr)
+
     def test_folder_that_cannot_be_used_is_noted_and_not_an_error(self):
         file, shared = Path(self.mktemp()), Path(self.mktemp())
         dangling = Path(self.mktemp())

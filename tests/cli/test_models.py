@@ -28,6 +28,12 @@ class PsTests(SynchronousTestCase):
         for part in ("owl", "ready", "1m 5s", "waiting 1.5s for late"):
             self.assertIn(part, done.stdout)
 
+    def test_host_is_shown_if_there_are_several(self):
+        self.assertNotIn("HOST", invoke(["ps"], server_with(detail("owl", host=None))).stdout)
+        done = invoke(["ps"], server_with(detail("owl", host="gpu-box")))
+        self.assertRegex(done.stdout, "HOST")
+        self.assertRegex(done.stdout, "owl .* gpu-box")
+
     def test_reason_of_a_wait_is_that_of_the_plan(self):
         plan = {"reason": "late needs 9.0 GiB, but other programs use 20.0 GiB of gpu0 (firefox)", "waits_for": []}
         server = server_with(detail("owl")).on("GET /api/plan?model=late", plan)

@@ -58,6 +58,15 @@ class HostTests(SynchronousTestCase):
         here.router.request("a")
         self.assertIn("nas is offline", here.router.wait_reason("a").reason)
 
+    def test_wait_for_a_busy_model_names_the_host(self) -> None:
+        here = scene(nas=box("nas", 40))
+        here.lease("a")
+        self.assertEqual(here.router.shown_host("a"), "nas")
+        self.assertIsNone(here.router.shown_host("b"))
+        self.assertEqual(here.router.shown_host("b", here.router.forecast("b")), "nas")
+        here.router.request("b")
+        self.assertEqual(here.router.wait_reason("b").reason, "waiting for a to finish on nas")
+
     def test_program_that_is_missing_here_does_not_keep_a_model_from_other_hosts(self) -> None:
         here = scene(nas=box("nas", 40))
         here.fleet["a"].unstartable = StartFailed("a", "serve: not found", None)

@@ -4,6 +4,7 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.errors import NotReady, StartFailed
 from llamaswap.events import StateChanged, SwapBegan, SwapEnded
+from llamaswap.scheduling.state import Decision
 from llamaswap.servers.supervisor_protocol import ServerStatus
 from tests.doubles import server_status
 from tests.web.doubles import World, envelope, example_router, with_keys
@@ -126,6 +127,15 @@ class ForecastTests(TestCase):
         self.assertEqual(plan["evicts"], [{"model": "beta", "active": 2}])
         self.assertEqual((plan["waits_for"], plan["eta_ms"], plan["running"]), (["org"], 2000, False))
         self.assertEqual(world.ask("/api/plan").status, 404)
+        self.assertEqual((plan["host"], world.ask("/api/models/alpha").json["host"]), (None, None))
+
+    def test_host_is_named_if_there_are_several(self):
+        world = World()
+        world.router.at["beta"] = "gpu-box"
+        world.router.expected = Decision("alpha", "load", host="nas")
+        self.assertEqual(world.ask("/api/plan?model=alpha").json["host"], "nas")
+        world.router.at["alpha"] = "here"
+        self.assertEqual(world.ask("/api/models/alpha").json["host"], "here")
 
     def test_swaps_and_residency_are_served(self):
         world = World()
