@@ -43,14 +43,15 @@ from llamaswap.web.secret_masking import known_secrets, masked_command
 
 log = Logger()
 
+RECORD_DELAY = 0.1  # seconds from a server's end to its removal from the record; the next server starts meanwhile
 WARM_DELAY = 0.02  # seconds from a server's readiness, when waiting requests are served, to the next spare process
 
 
 class ModelParts:
     """The parts that run models, for a configuration; `registry` has the log of each model.
 
-    `child_record` is the file that names our servers for the next start; `ask` sends the servers small requests.
-    `driver_thread` is for calls into drivers, `disk_thread` for reading files ahead.
+    `child_record` is the path of `record_file`, which names our servers for the next start. `ask` sends the servers
+    small requests. `driver_thread` is for calls into drivers, `disk_thread` for reading files ahead.
     """
 
     router: Router  # made after the parts that read its configuration later
@@ -62,12 +63,17 @@ class ModelParts:
         self.disk_thread = WorkerThread("reader", reactor)
         self.guardian = guardian = GuardianClient(reactor, context.child_environ)
         self.child_record = record_path(context.settings.listen, context.environ)
+        self.record_file = ChildRecordFile(
+            self.child_record,
+            guardian_pid=lambda: guardian.pid,
+            later=lambda write: reactor.callLater(RECORD_DELAY, write),
+        )
         self.launcher = Launcher(
             reactor,
             reactor,
             context.child_environ,
             uuid.uuid4().hex,
-            watchers=(guardian, ChildRecordFile(self.child_record, guardian_pid=lambda: guardian.pid)),
+            watchers=(guardian, self.record_file),
             secrets=lambda: known_secrets(current()),
         )
         self.ask, send = SocketRequest(reactor), HttpClient(reactor)

@@ -120,6 +120,7 @@ class Shutdown:
         web.factory.abort()
         models.pool.close()
         models.launcher.close()
+        models.record_file.flush()
         models.guardian.close()
 
     async def _close(self) -> None:

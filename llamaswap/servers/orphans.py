@@ -34,13 +34,17 @@ class ChildRecordFile:
     """The running servers in a file that is complete at every moment. `path` None keeps no record.
 
     `guardian_pid` names the guardian process. A failing disk costs the next start its sweep, never a model its start.
+    `later` calls its argument after a moment: a server that has ended is taken out then, because its place may be
+    wanted by the next one, and a record of it does no harm.
     """
 
     path: Path | None
     kernel: Kernel = field(default=procfs)
     boot: str = Factory(procfs.boot)
     guardian_pid: Callable[[], int | None] = lambda: None
+    later: Callable[[Callable[[], None]], object] = lambda write: write()
     _children: dict[int, ChildRecord] = Factory(dict)
+    _outdated: bool = False
     _warned: bool = False
 
     def started(self, record: ChildRecord) -> None:
@@ -49,9 +53,16 @@ class ChildRecordFile:
 
     def ended(self, record: ChildRecord) -> None:
         if self._children.pop(record.pid, None) is not None:
+            self._outdated = True
+            self.later(self.flush)
+
+    def flush(self) -> None:
+        """Write now what is to be written later."""
+        if self._outdated:
             self._write()
 
     def _write(self) -> None:
+        self._outdated = False
         if self.path is None:
             return
         names = ("pid", "start", "mark", "model", "port")  # the environment of a stop command may contain secrets

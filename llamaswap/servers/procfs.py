@@ -50,7 +50,11 @@ def _read(path: str) -> bytes:
 def stat(pid: int) -> Stat | None:
     """The process, or None if it does not exist or /proc is missing."""
     try:
-        text = _read(f"/proc/{pid}/stat").decode("ascii", "replace")
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, 4096).decode("ascii", "replace")  # the kernel gives this one line at once
+        finally:
+            os.close(descriptor)
     except OSError:
         return None
     head, _, rest = text.rpartition(")")  # the name may contain brackets and blanks

@@ -44,6 +44,7 @@ def fake_parts(clock, calls, requests, hooks, disk):
             peers=part,
             pool=part,
             launcher=part,
+            record_file=part,
             guardian=part,
             hooks=Part(calls, when_idle=hooks),
             driver_thread=thread,

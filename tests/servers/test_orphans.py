@@ -48,6 +48,26 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(self.path.parent.stat().st_mode & 0o777, 0o700)
         self.assertEqual(os.listdir(self.path.parent), ["children.json"])
 
+    def test_an_end_delays_no_start_because_it_is_written_later(self):
+        later, listed = [], lambda: list(read_record(self.path, "boot", self.world).children)
+        record = ChildRecordFile(self.path, self.world, "boot", later=later.append)
+        one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
+        record.started(one)
+        record.ended(one)
+        self.assertEqual(listed(), [one])
+        later.pop()()
+        self.assertEqual(listed(), [])
+        record.started(one)
+        record.ended(one)
+        record.started(two)  # this write has the end too
+        self.assertEqual(listed(), [two])
+        self.path.unlink()
+        later.pop()()
+        self.assertFalse(self.path.exists(), "written again without a change")
+        record.ended(two)
+        record.flush()
+        self.assertEqual(listed(), [])
+
     def test_failing_disk_does_not_fail_a_start(self):
         blocked = Path(self.mktemp())
         blocked.write_text("a file")
