@@ -41,14 +41,13 @@ def hub_document(environ: Mapping[str, str], path: str) -> object:
 
 
 class PullProcess(ProcessProtocol):
-    """One download. The command's progress is lines of JSON among its messages, its result the whole output."""
+    """One download. The command's progress is lines of JSON among its messages, its result (or error) the output."""
 
     def __init__(self, progress: Callable[[dict[str, object]], None]) -> None:
         self.ended: Deferred[PulledFiles] = Deferred(lambda _: self._cancel())
         self._progress = progress
         self._output = bytearray()
         self._messages = bytearray()
-        self._error = ""  # the message with which the command ends, and the lines behind it
 
     def outReceived(self, data: bytes) -> None:
         self._output = (self._output + data)[-OUTPUT_LIMIT:]
@@ -61,10 +60,6 @@ class PullProcess(ProcessProtocol):
             document = _object(line)
             if document is not None:
                 self._progress(document)
-            elif line.startswith(b"Error: "):
-                self._error = line.decode("utf-8", "replace").removeprefix("Error: ")
-            elif self._error:
-                self._error = f"{self._error}\n{line.decode('utf-8', 'replace')}"[:ERROR_LENGTH]
 
     def processEnded(self, reason: Failure) -> None:
         if self.ended.called:
@@ -76,7 +71,9 @@ class PullProcess(ProcessProtocol):
             names = [_in_snapshot(str(path)) for path in files]
             self.ended.callback(PulledFiles(name, names, [str(path) for path in files]))
         else:
-            self.ended.errback(HttpError(502, self._error.strip() or "the download ended without a reason"))
+            error = result.get("error") if result is not None else None
+            message = str(error.get("message") or "")[:ERROR_LENGTH] if isinstance(error, dict) else ""
+            self.ended.errback(HttpError(502, message or "the download ended without a reason"))
 
     def _cancel(self) -> None:
         process: IProcessTransport | None = self.transport

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -11,7 +12,8 @@ from twisted.logger import Logger
 
 from llamaswap.app.ollama_listener import listen_address
 from llamaswap.app.settings import ServiceSettings
-from llamaswap.config import LoadedConfig
+from llamaswap.config import LoadedConfig, api_keys
+from llamaswap.config.diagnostics import located
 from llamaswap.config.references import peers_that_lead_back
 from llamaswap.version import build
 
@@ -29,8 +31,9 @@ def announce(settings: ServiceSettings, loaded: LoadedConfig, address: object) -
         port = address.port
         host = "localhost" if address.host in ("", "0.0.0.0", "::", "127.0.0.1") else address.host
         where = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    for warning in loaded.warnings:
-        log.warn("configuration: {warning}", warning=str(warning))
+    expired = (located(problem, loaded.root) for problem in api_keys.expired(loaded.config, time.time()))
+    for warning in (*loaded.warnings, *expired):
+        log.warn("configuration: {problem}", problem=str(warning))
     count = sum(not model.replica_of for model in loaded.config.models.values())
     log.info(
         "llamaswap {version}: {count} model{plural} in {sources}",

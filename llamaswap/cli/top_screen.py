@@ -13,7 +13,7 @@ import tty
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from attrs import define, field
 from rich.console import Console, Group, RenderableType
@@ -207,14 +207,14 @@ def show(screen: TopScreen, gather: Callable[[], JsonObject], console: Console, 
             for key in keys:
                 if (work := screen.press(key)) is not None:
                     start(partial(ask, work))
-            try:
-                while True:
-                    results.get_nowait()()
-            except Empty:
-                pass
+            changed = bool(keys)
+            while not results.empty():
+                results.get()()
+                changed = True
             if (time.monotonic() >= due or keys) and not fetching.is_alive():
                 fetching, due = start(fetch), time.monotonic() + every
-            live.update(screen.view(console.height), refresh=True)
+            if changed:
+                live.update(screen.view(console.height), refresh=True)
 
 
 def _fetched(screen: TopScreen, data: JsonObject, log: list[str]) -> None:

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.app.model_pull import OUTPUT_LIMIT, CommandPuller
 from llamaswap.web.errors import HttpError
 from llamaswap.web.ollama_models import PulledFiles
+from tests.cli.doubles import Server, invoke
 
 
 class Process:
@@ -46,11 +47,20 @@ class PullTests(SynchronousTestCase):
         self.child.processEnded(Failure(ProcessDone(0)))
         self.assertEqual(self.successResultOf(self.done), PulledFiles("org/tiny", ["sub/a.gguf"], [path]))
 
-    def test_failed_command_gives_its_last_words(self):
-        self.child.errReceived(b"1 of 1: a\nError: org/tiny: no such repository\nIs it private?\n")
+    def test_failed_command_gives_its_error(self):
+        self.child.errReceived(b"1 of 1: a\n")
+        self.child.outReceived(invoke(["unload", "--json", "--", "tiny"], Server()).stdout.encode())
         self.child.processEnded(Failure(ProcessTerminated(1)))
         error = self.failureResultOf(self.done, HttpError).value
-        self.assertEqual((error.status, error.message), (502, "org/tiny: no such repository\nIs it private?"))
+        self.assertEqual((error.status, error.message), (502, "404: not found: tiny (no model is configured)"))
+
+    def test_command_that_ends_without_an_error_is_a_failure(self):
+        for output in (b"", b"Traceback", b'{"error": 3}', b'{"error": {}}'):
+            done = self.puller.pull("org/tiny", self.seen.append)
+            child = self.processes.protocol
+            child.outReceived(output)
+            child.processEnded(Failure(ProcessTerminated(1)))
+            self.assertIn("without a reason", self.failureResultOf(done, HttpError).value.message)
 
     def test_endless_output_is_not_kept(self):
         for _ in range(3):

@@ -32,6 +32,12 @@ class StartupTests(SynchronousTestCase):
             ],
         )
 
+    def test_warnings_of_the_configuration_and_expired_keys_are_logged(self):
+        text = MODELS + "nonsense: 1\napiKeys: [{key: sk-1, name: old, expires: 2020-01-01}]\n"
+        found = self.lines("127.0.0.1:8080", IPv4Address("TCP", "127.0.0.1", 8080), text, config="c.yaml")
+        self.assertTrue(any("configuration: c.yaml:4" in line and "nonsense" in line for line in found), found)
+        self.assertTrue(any("configuration: c.yaml:5" in line and "old has expired" in line for line in found), found)
+
     def test_unix_socket_has_no_page(self):
         found = self.lines(
             "unix:/run/x.sock", UNIXAddress("/run/x.sock"), "models: {a: {cmd: 's ${PORT}'}}", config="c.yaml"
