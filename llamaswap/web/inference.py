@@ -22,16 +22,21 @@ from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.head_facts import Authenticate, HeadFacts, facts_of
 from llamaswap.web.jobs import JOB_PATHS, LONGEST_ID, JobDirectory, JobFollower, JobPath, job_path, readable
+from llamaswap.web.jobs import RESPONSES as RESPONSE_JOB
 from llamaswap.web.ollama_requests import OLLAMA_ROUTES, OllamaRequests
 from llamaswap.web.ollama_sink import plain_head
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest
-from llamaswap.web.request_content import RequestContent, read_content, short_json
+from llamaswap.web.request_content import RequestContent, parse_json, read_content, short_json
+from llamaswap.web.responses import PATHS as KEPT_PATHS
+from llamaswap.web.responses import ResponseKeeper, ResponseStore, given_items
 from llamaswap.web.target import Target
 from llamaswap.web.websockets import EARLY_TOGETHER, RESPONSES, AcceptedWebsocket, is_websocket_route, no_websocket
 from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.filters import FilterError
 from llamaswap.wire.form import form_value
+from llamaswap.wire.json_body import JsonBody
+from llamaswap.wire.json_members import LARGE
 from llamaswap.wire.model_routes import MODEL_ROUTES
 from llamaswap.wire.ollama import DEFAULT_TAG
 from llamaswap.wire.openai import encode
@@ -99,6 +104,7 @@ class Inference:
     run: RunBlocking = at_once
     other_route: Callable[[bytes], bool] = lambda path: True
     jobs: JobDirectory = field(init=False)
+    responses: ResponseStore = field(init=False)
     _ollama: OllamaRequests = field(init=False)
     _early: ByteBudget = field(
         factory=lambda: ByteBudget("early websocket events", lambda _: EARLY_TOGETHER), init=False
@@ -106,6 +112,7 @@ class Inference:
 
     def __attrs_post_init__(self) -> None:
         self.jobs = JobDirectory(self.router, self.handler.clock)
+        self.responses = ResponseStore(self.handler.clock)
         self._ollama = OllamaRequests(self.router, self.handler, self.run)
 
     def is_model_route(self, head: RequestHead) -> bool:
@@ -138,7 +145,12 @@ class Inference:
             if content.model.endswith(DEFAULT_TAG) and not self._names_model(content, config):
                 content.rename(content.model.removesuffix(DEFAULT_TAG))
         elif is_model_path(exchange.head.method, exchange.head.path) and exchange.head.path not in OLLAMA_ROUTES:
+            keeping = exchange.head.path in KEPT_PATHS and exchange.head.method == b"POST"
+            if keeping:
+                exchange.head = readable(exchange.head)
             facts, content = await self._read(exchange, config)
+            if keeping and content.json is not None:
+                await self._continue(facts, content, content.json)
             if exchange.head.path == b"/props" and not (content.model or config.routing.default_model):
                 send_response(exchange, 200, JSON_TYPE, ROUTER_PROPERTIES)
                 return None
@@ -153,6 +165,27 @@ class Inference:
                 return None
         return await self._for_content(exchange, facts, content)
 
+    async def _continue(self, facts: HeadFacts, content: RequestContent, json: JsonBody) -> None:
+        """Put what it continues into the input of a request for a response, and see that its response is kept."""
+        owner, previous = facts.access.name, json.scalar("previous_response_id")
+        given = given_items(json.raw("input"))
+        if json.flag("background"):
+            content.job = JobFollower(self.jobs, owner, JobPath(RESPONSE_JOB, "", ""), b"POST")
+        elif json.raw("store") != b"false":
+            content.keeper = ResponseKeeper(self.responses, owner, previous, given)
+        if not previous:
+            return
+        try:
+            context = self.responses.context(owner, previous)
+        except HttpError as error:
+            if error.status == 400 and Target.named(facts.config, content.model).peer is not None:
+                return  # the peer may have it
+            raise
+        json.set_raw("input", b"[" + b",".join((*context, given) if given else context) + b"]")
+        json.delete("previous_response_id")
+        text = json.render()
+        content.json, content.short = await parse_json(text, self.run), content.short and len(text) <= LARGE
+
     async def _about_job(self, exchange: Exchange, config: Config, path: JobPath) -> ProxyRequest | None:
         """A request about a job, for the server that has it, or for the model that is to have it."""
         head = exchange.head
@@ -162,13 +195,19 @@ class Inference:
             exchange.head = head = readable(head)
         facts, content = await self._read(exchange, config)
         owner = facts.access.name
+        if path.kind == RESPONSE_JOB:
+            kept = self.responses.answer(owner, head.method, path.id, path.part, head.query)
+            if kept is not None:
+                send_response(exchange, 200, JSON_TYPE, kept)
+                return None
         job = self.jobs.find(owner, path.kind, path.id)
         content.job = JobFollower(self.jobs, owner, path, head.method, job)
         if job is None and path.kind == "batches" and content.json is not None and not content.model:
             job = self.jobs.find(owner, "files", content.json.scalar("input_file_id"))  # where its file is
         if job is None:
             if path.id and not content.model:
-                raise HttpError(404, f"no such job is known: {path.id[:LONGEST_ID]}; name its model as ?model=NAME")
+                what = f"{path.kind} with id '{path.id[:LONGEST_ID]}' not found"
+                raise HttpError(404, f"{what}; to ask a server for it, name its model as ?model=NAME")
             return await self._for_content(exchange, facts, content)
         target = job.target(config)
         facts.access.require_model(job.name, *target.names)
@@ -295,7 +334,7 @@ class Inference:
             metered=exchange.head.method == b"POST",
         )
         request.ollama, request.ttl = content.ollama, content.ttl
-        request.job = content.job
+        request.job, request.keeper = content.job, content.keeper
         request.websocket = is_websocket_route(exchange.head)
         request.prefers_post = request.websocket and exchange.head.path == RESPONSES
         if content.websocket is not None and target.own_name != content.model:

@@ -29,8 +29,9 @@ LONGEST_ID = 256  # characters
 RUNNING = frozenset(
     ("queued", "pending", "in_progress", "processing", "running", "validating", "finalizing", "cancelling")
 )
-JOB_PATHS = (b"/v1/videos", b"/v1/batches", b"/v1/files")
-_PATH = re.compile(rb"/v1/(videos|batches|files)(?:/([^/]+)(/.*)?)?")
+RESPONSES = "responses"  # a kind: a response that its server makes in the background
+JOB_PATHS = (b"/v1/videos", b"/v1/batches", b"/v1/files", b"/v1/responses/")
+_PATH = re.compile(rb"/v1/(videos|batches|files|responses)(?:/([^/]+)(/.*)?)?")
 
 
 @frozen
@@ -44,7 +45,7 @@ class JobPath:
 
 def job_path(path: bytes) -> JobPath | None:
     """What a raw path says about a job; None if it is no such path."""
-    if not path.startswith(JOB_PATHS):
+    if not path.startswith(JOB_PATHS) or path == b"/v1/responses/input_tokens":
         return None
     found = _PATH.fullmatch(path)
     return None if found is None else JobPath(*((text or b"").decode("latin-1") for text in found.groups()))
@@ -207,5 +208,7 @@ def _text(raw: bytes | None) -> str:
 
 def readable(head: RequestHead) -> RequestHead:
     """The head of a request whose response is read: it asks for no content coding."""
+    if head.first(b"accept-encoding") is None:
+        return head
     headers = [item for item in head.headers if item[0].lower() != b"accept-encoding"]
     return RequestHead(head.method, head.target, headers, head.version)

@@ -19,6 +19,7 @@ from llamaswap.web.head_facts import HeadFacts
 from llamaswap.web.jobs import JobFollower
 from llamaswap.web.ollama_sink import OllamaSink
 from llamaswap.web.request_content import RequestContent
+from llamaswap.web.responses import ResponseKeeper
 from llamaswap.web.target import Target
 from llamaswap.web.uploads import KeptBody
 from llamaswap.wire import filters
@@ -40,7 +41,7 @@ class ProxyRequest(RequestInfo):
     `choice` is the selector's, if one was asked. `failure` is why its content cannot be sent, `decoded` says that it is
     sent without the client's content coding. `ollama` translates the response. `ttl`: from now on the model is unloaded
     after so many idle seconds. `websocket`: it opens one on a model route. `prefers_post`: without one its client sends
-    a POST. `job` follows the job that the request is about or begins.
+    a POST. `job` follows the job that the request is about or begins, `keeper` keeps its response.
     """
 
     exchange: Exchange
@@ -58,6 +59,7 @@ class ProxyRequest(RequestInfo):
     websocket: bool = False
     prefers_post: bool = False
     job: JobFollower | None = None
+    keeper: ResponseKeeper | None = None
     cancelled: bool = False
     forwarding: bool = False  # whether a server or peer has been asked
     stop: Callable[[Exception], None] | None = None  # ends the present wait
@@ -199,6 +201,9 @@ class ProxyRequest(RequestInfo):
         if self.job is not None:
             self.job.request = self
             self._observers.append(self.job)
+        if self.keeper is not None:
+            self._observers.append(self.keeper)
+            self.followed = True
         if self.charge is not None:
             self.exchange.added_headers = self.charge.headers
             self.failure = self.charge.refusal or self.failure
@@ -211,7 +216,7 @@ class ProxyRequest(RequestInfo):
             observer.ended(outcome, error)
         if self.choice is not None:
             self.choice.release()
-        self.content = self.choice = self.stop = self.ollama = self.job = self._loading_stream = None
+        self.content = self.choice = self.stop = self.ollama = self.job = self.keeper = self._loading_stream = None
         del self.exchange, self.source  # an observer may keep the record of the request for a while
 
     @property

@@ -62,11 +62,12 @@ class ProxyRoutes:
         """A session of the realtime API, as a websocket; its model may be in the first `session.update` instead."""
         raise HttpError(426, f"{call.path} is a websocket", headers=((b"Upgrade", b"websocket"),))
 
+    @route("GET POST DELETE", "/v1/responses/<rest:response>", changes_state=False, key="by handler")
     @route("GET POST DELETE", "/v1/videos/<rest:job>", changes_state=False, key="by handler", content="*/*")
     @route("GET POST DELETE", "/v1/files/<rest:job>", changes_state=False, key="by handler", content="*/*")
     @route("GET POST DELETE", "/v1/batches/<rest:job>", changes_state=False, key="by handler", content="*/*")
     def job(self, call: AdminRequest) -> IResource:
-        """A request about one job, for the server that has it."""
+        """A request about one response or job, which is kept here, or for the server that has it."""
         return self.model_routes
 
     @route("ANY", "/comfyui", changes_state=False, content="text/html", status=301)

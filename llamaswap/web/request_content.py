@@ -18,6 +18,7 @@ from llamaswap.proxy.exchange import BodySource, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.jobs import JobFollower
 from llamaswap.web.ollama_sink import OllamaSink
+from llamaswap.web.responses import ResponseKeeper
 from llamaswap.web.uploads import SplicedBody, read
 from llamaswap.web.websockets import AcceptedWebsocket
 from llamaswap.wire import filters
@@ -42,7 +43,8 @@ class RequestContent:
     `model` is the name it asks for. After `rename` the edits are in `json`, `query` or `form`; a multipart body is
     edited while it is sent. `decoded`: the body had a content coding, and is sent without it. `ollama` translates the
     response to a request of the Ollama API. `ttl`: the model is to be unloaded after so many idle seconds.
-    `websocket` is the client's, if it was accepted before the model was known. `job` follows what it asks of a job.
+    `websocket` is the client's, if it was accepted before the model was known. `job` follows what it asks of a job,
+    and `keeper` keeps the response.
     """
 
     model: str
@@ -58,6 +60,7 @@ class RequestContent:
     ttl: float | None = None
     websocket: AcceptedWebsocket | None = None
     job: JobFollower | None = None
+    keeper: ResponseKeeper | None = None
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""

@@ -99,6 +99,14 @@ class JsonBody:
         except ValueError:
             return False
 
+    def raw(self, key: str) -> bytes | None:
+        """The text of a top-level member's value, whatever it is; None if it is absent."""
+        return next((self._top.value(member) for member in self._top.members if member.key == key), None)
+
+    def set_raw(self, key: str, value: bytes) -> None:
+        """Set a top-level member to a value that is text of JSON already."""
+        self._changed = _set(self._top, (PathStep(key),), value) or self._changed
+
     def seconds(self, key: str) -> float | None:
         """A top-level member that is a number of seconds (infinity: for ever); None if it is none, or absent."""
         raw = self._short(key)

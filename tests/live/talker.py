@@ -56,10 +56,41 @@ class Talker(BaseHTTPRequestHandler):
             texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
             rows = [{"index": number, "embedding": [float(len(text)), 0.5]} for number, text in enumerate(texts)]
             self.reply({"data": rows, "usage": {"prompt_tokens": 5, "total_tokens": 5}})
+        elif self.path == "/v1/responses":
+            self.respond(body)
         elif self.path == "/v1/chat/completions":
             self.chat(body)
         else:
             self.reply({"error": {"message": f"no {self.path} here"}}, 404)
+
+    def respond(self, body):
+        """A response that says how many items it was given, without any state."""
+        if body.get("previous_response_id"):
+            self.reply({"error": {"message": "this server keeps nothing"}}, 400)
+            return
+        given = 1 if isinstance(body["input"], str) else len(body["input"])
+        name = f"resp_{time.monotonic_ns()}"
+        item = {
+            "type": "message",
+            "id": f"msg_{name}",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": f"{given} items", "annotations": []}],
+        }
+        response = {"id": name, "object": "response", "created_at": 1, "model": body["model"], "tools": []}
+        response |= {"tool_choice": "auto", "parallel_tool_calls": True, "status": "completed", "output": [item]}
+        if not body.get("stream"):
+            self.reply(response)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        begun = {**response, "status": "in_progress", "output": []}
+        self.event({"type": "response.created", "sequence_number": 0, "response": begun})
+        self.event({"type": "response.output_item.done", "sequence_number": 1, "output_index": 0, "item": item})
+        self.event({"type": "response.completed", "sequence_number": 2, "response": response})
+        self.wfile.write(b"0\r\n\r\n")
 
     def chat(self, body):
         messages = body["messages"]

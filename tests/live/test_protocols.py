@@ -108,6 +108,31 @@ class JobTests(SynchronousTestCase):
             product.ask("/unload")
 
 
+class ResponseTests(SynchronousTestCase):
+    def test_a_conversation_goes_on_over_a_server_that_keeps_nothing(self):
+        keys = [{"key": f"sk-{name}", "name": name} for name in ("anna", "bert")]
+        anna, bert = ({"Authorization": f"Bearer sk-{name}"} for name in ("anna", "bert"))
+        with Product(config(apiKeys=keys)) as product:
+            first = product.json("/v1/responses", {"model": "talker", "input": "one"}, headers=anna)
+            self.assertEqual(first["output"][0]["content"][0]["text"], "1 items")
+            body = {"model": "talker", "input": "two", "previous_response_id": first["id"], "stream": True}
+            text = product.ask("/v1/responses", body, headers=anna)[2].decode()
+            self.assertIn("3 items", text)
+            second = json.loads(text.rpartition("data: ")[2])["response"]["id"]
+            product.ask("/unload", headers=anna)
+            body |= {"input": "three", "previous_response_id": second, "stream": False}
+            third = product.json("/v1/responses", body, headers=anna)
+            self.assertEqual(third["output"][0]["content"][0]["text"], "5 items")
+            self.assertEqual(product.json(f"/v1/responses/{second}", headers=anna)["previous_response_id"], first["id"])
+            items = product.json(f"/v1/responses/{third['id']}/input_items?order=asc", headers=anna)["data"]
+            self.assertEqual([one["role"] for one in items], ["user", "assistant"] * 2 + ["user"])
+            self.assertEqual(product.ask("/v1/responses", body, headers=bert)[0], 400)
+            self.assertEqual(product.ask(f"/v1/responses/{second}", headers=bert)[0], 404)
+            self.assertEqual(product.ask(f"/v1/responses/{second}")[0], 401)
+            self.assertTrue(product.json(f"/v1/responses/{second}", method="DELETE", headers=anna)["deleted"])
+            self.assertEqual(product.ask("/v1/responses", body, headers=anna)[0], 400)
+
+
 class ToolTests(SynchronousTestCase):
     def test_an_agent_loads_a_model_and_reads_why(self):
         def rpc(method, **params):

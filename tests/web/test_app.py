@@ -267,7 +267,7 @@ class SpellingTests(TestCase):
     def test_route_that_is_not_a_get_counts_as_changing_state_unless_it_says_otherwise(self):
         harmless = {route.rule for route in ROUTES if not route.changes_state and route.methods != ("GET",)}
         models = {route.path for route in MODEL_ROUTES}
-        jobs = {f"/v1/{kind}/<rest:job>" for kind in ("videos", "files", "batches")}  # the model routes guard a DELETE
+        jobs = {f"/v1/{kind}/<rest:job>" for kind in ("videos", "files", "batches")} | {"/v1/responses/<rest:response>"}
         expected = {"/upstream", "/upstream/<rest:path>", "/comfyui", "/comfyui/<rest:path>", "/api/show", *jobs}
         self.assertEqual(harmless - models, expected)
         self.assertTrue({("GET", "/unload"), ("HEAD", "/unload"), ("GET", "/models/unload")} <= set(CHANGING))
