@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol as BodyProtocol
@@ -31,10 +31,11 @@ class RequestFailed(Exception):
 
 @frozen
 class HttpResponse:
-    """A complete response."""
+    """A complete response; the names of its headers are in lower case."""
 
     status: int
     body: bytes
+    headers: Mapping[str, str] = field(factory=dict)
 
 
 class SendRequest(Protocol):
@@ -76,7 +77,11 @@ class HttpClient:
         response = await client.request(method, url, data=data, headers=fields, allow_redirects=False, unbuffered=True)
         receiver = _BodyReceiver()
         response.deliverBody(receiver)
-        return HttpResponse(response.code, await receiver.whole)
+        found = {
+            name.decode("latin-1").lower(): values[0].decode("latin-1")
+            for name, values in response.headers.getAllRawHeaders()
+        }
+        return HttpResponse(response.code, await receiver.whole, found)
 
 
 class _BodyReceiver(BodyProtocol):

@@ -21,6 +21,7 @@ from llamaswap.app.model_pull import CommandPuller, hub_document
 from llamaswap.app.settings import sources_of
 from llamaswap.discover.config_writer import ScanResult
 from llamaswap.discover.disk import ShouldStop
+from llamaswap.http_client import HttpClient
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.version import build as build_info
 from llamaswap.web import activity as activity_routes
@@ -41,6 +42,7 @@ from llamaswap.web.lmstudio import LmStudioEndpoints
 from llamaswap.web.loadtest import Generator, LoadTests
 from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.mcp import McpEndpoints
+from llamaswap.web.mcp_servers import ChatToolEndpoints
 from llamaswap.web.memory_api import MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
@@ -139,6 +141,7 @@ class AdminWiring:
                 model_routes,
             ),
             self.downloads,
+            ChatToolEndpoints(config, HttpClient(reactor)),
             self.load_tests,
             OpenApi(ROUTES, build_info()),
         ]

@@ -17,6 +17,7 @@ from llamaswap.web import (
     loadtest,
     logs,
     mcp,
+    mcp_servers,
     memory_api,
     models,
     ollama,
@@ -55,6 +56,7 @@ MODULES = (
     hub_api,
     loadtest,
     mcp,
+    mcp_servers,
     openapi,
     ui,
 )

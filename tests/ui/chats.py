@@ -238,8 +238,115 @@ class Chats(harness.MockCase):
         event = {"choices": [{"delta": {"tool_calls": [call]}}]}
         self.answers(page, f"data: {json.dumps(event)}\n\n{sse('')}")
         self.say(page, "weather in Lima?")
-        page.locator("details.tool summary", has_text="weather").click()
-        page.locator("details.tool", has_text='"city": "Lima"').wait_for()
+        page.locator(".tool summary", has_text="weather").click()
+        page.locator(".tool", has_text='"city": "Lima"').wait_for()
+
+    # -- tools of MCP servers -------------------------------------------------------------------------------
+
+    def with_tools(self, page: Any) -> list[dict[str, Any]]:
+        """An MCP server with one tool; returns the list of messages that it got."""
+        messages: list[dict[str, Any]] = []
+        tool = {"name": "weather", "description": "The weather of a city", "inputSchema": {"type": "object"}}
+        results: dict[str, dict[str, object]] = {
+            "initialize": {"protocolVersion": "2025-06-18"},
+            "tools/list": {"tools": [tool]},
+            "tools/call": {"content": [{"type": "text", "text": "21 degrees, dry"}]},
+        }
+
+        def message(route: Any) -> None:
+            asked = route.request.post_data_json
+            messages.append({**asked, "session": route.request.headers.get("mcp-session-id")})
+            found = results.get(asked["method"])
+            reply = {"jsonrpc": "2.0", "id": asked["id"], "result": found} if found else {}
+            route.fulfill(status=200, json=reply, headers={"Mcp-Session-Id": "s-1"})
+
+        page.route("**/api/mcp", lambda route: route.fulfill(json={"servers": ["home"]}))
+        page.route("**/api/mcp/home", message)
+        return messages
+
+    def call(self, text: str = "") -> str:
+        call = {"index": 0, "id": "c1", "function": {"name": "weather", "arguments": '{"city": "Lima"}'}}
+        return f"data: {json.dumps({'choices': [{'delta': {'tool_calls': [call]}}]})}\n\n{sse(text)}"
+
+    def choose_tools(self, page: Any, *, alone: bool = False) -> None:
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("home").check()
+        page.get_by_text("1 tool", exact=True).wait_for()
+        page.get_by_label("Run tool calls without a question").set_checked(alone)
+        page.get_by_role("button", name="Close").click()
+
+    def test_tool_runs_after_a_question_and_the_model_goes_on_with_its_answer(self) -> None:
+        for theme in ("light", "dark"):
+            page = self.chat(theme=theme, bypass_csp=True)
+            messages = self.with_tools(page)
+            bodies = self.answers(page, self.call(), sse("It is warm in Lima."))
+            self.choose_tools(page)
+            self.say(page, "weather in Lima?")
+            page.get_by_role("button", name="Run weather").wait_for()
+            if harness.AXE.exists():
+                self.assertEqual(self.axe(page), [])
+            self.assertEqual([one["method"] for one in messages if one["method"] == "tools/call"], [])
+            page.get_by_role("button", name="Run weather").click()
+            page.locator(".bubble.assistant", has_text="It is warm in Lima.").wait_for()
+            self.assertEqual(bodies[0]["tools"][0]["function"]["name"], "weather")
+            self.assertEqual(messages[-1]["params"], {"name": "weather", "arguments": {"city": "Lima"}})
+            self.assertEqual(messages[-1]["session"], "s-1")
+            self.assertEqual(bodies[1]["messages"][-2]["tool_calls"][0]["id"], "c1")
+            self.assertEqual(
+                bodies[1]["messages"][-1], {"role": "tool", "tool_call_id": "c1", "content": "21 degrees, dry"}
+            )
+
+    def test_declined_tool_does_not_run_and_the_model_is_told(self) -> None:
+        page = self.chat()
+        messages = self.with_tools(page)
+        bodies = self.answers(page, self.call(), sse("Then not."))
+        self.choose_tools(page)
+        self.say(page, "weather in Lima?")
+        page.get_by_role("button", name="Decline").click()
+        page.locator(".bubble.assistant", has_text="Then not.").wait_for()
+        self.assertNotIn("tools/call", [one["method"] for one in messages])
+        self.assertIn("declined", bodies[1]["messages"][-1]["content"])
+
+    def test_tools_run_without_a_question_if_that_was_chosen_but_not_for_ever(self) -> None:
+        page = self.chat()
+        messages = self.with_tools(page)
+        bodies = self.answers(page, *[self.call() for _ in range(12)])
+        self.choose_tools(page, alone=True)
+        self.say(page, "weather in Lima?")
+        page.locator(".bubble.assistant").nth(9).wait_for()
+        page.get_by_role("button", name="Run weather").wait_for()
+        page.wait_for_timeout(500)
+        self.assertEqual(len(bodies), 10)
+        self.assertEqual(len([one for one in messages if one["method"] == "tools/call"]), 9)
+
+    def test_no_tool_is_offered_unless_it_was_chosen(self) -> None:
+        page = self.chat()
+        self.with_tools(page)
+        bodies = self.answers(page, sse("hello"))
+        self.say(page, "hi")
+        page.locator(".bubble.assistant", has_text="hello").wait_for()
+        self.assertNotIn("tools", bodies[0])
+
+
+class RealTools(harness.RealCase):
+    """The real server as an MCP server of its own chat."""
+
+    def test_tools_of_a_configured_server_are_listed_and_called(self) -> None:
+        text = harness.ask(f"{self.url}/api/config")
+        added = f"{text}\nui:\n  mcpServers:\n    models: {self.url}/mcp\n"
+        page = self.page("playground")
+        self.live(page)
+        page.evaluate(
+            "async text => { const tag = (await fetch('../api/config')).headers.get('ETag');"
+            "await fetch('../api/config', {method: 'PUT', body: text,"
+            "headers: {'Content-Type': 'application/yaml', 'If-Match': tag}}); }",
+            added,
+        )
+        harness.until(lambda: harness.ask(f"{self.url}/api/mcp")["servers"] == ["models"])
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("models").check()
+        page.get_by_text(re.compile(r"^\d+ tools$")).wait_for()
+        self.assertEqual(page.faults, [])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from llamaswap.web.lmstudio import LmStudioEndpoints
 from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.mcp import McpEndpoints
+from llamaswap.web.mcp_servers import ChatToolEndpoints
 from llamaswap.web.memory_api import MemoryDocument, MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
@@ -280,6 +281,7 @@ class World:
     surveyor: object = at_once
     capabilities: object = attrgetter("capabilities")
     memory: object = None
+    send: object = None
     hub: object = lambda path: []
     estimate: object = lambda command: succeed(None)
     puller: FakePuller = field(factory=lambda: FakePuller())
@@ -358,6 +360,7 @@ class World:
             self.config_endpoints,
             self.discovery,
             self.downloads,
+            ChatToolEndpoints(config, self.send),
             OllamaModelEndpoints(self.files, config, at_once, self.streams, self.puller, self.clock, Echo(b"model")),
             self.loadtests,
             OpenApi(route_table.ROUTES, Build("9")),

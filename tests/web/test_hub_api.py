@@ -20,7 +20,7 @@ def world(**more):
 
 
 def post(here, path, body, method="POST"):
-    return here.ask(path, method, [(b"content-type", b"application/json")], json.dumps(body).encode())
+    return here.ask(path, method, [("content-type", "application/json")], json.dumps(body).encode())
 
 
 def begin(here, name="org/tiny:Q4_0"):

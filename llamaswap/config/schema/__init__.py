@@ -20,6 +20,7 @@ from llamaswap.config.field_types import (
     SECONDS,
     TEXT,
     TEXT_LIST,
+    TEXT_MAP,
     section,
     section_list,
     sections,
@@ -83,6 +84,9 @@ class UiSettings:
     """Settings of the web UI."""
 
     activity: ActivitySettings = section(ActivitySettings, "What the activity list shows.")
+    mcp_servers: Mapping[str, str] = TEXT_MAP.key(
+        "MCP servers whose tools the page's chat may run: names, and URLs of the streamable HTTP transport."
+    )
 
 
 @frozen

@@ -1,6 +1,6 @@
 // Requests to the chat endpoints and their streamed answers, timed.
 import { ApiError, errorText, request } from "./api";
-import { Answer, type Usage } from "./convo";
+import { Answer, type ToolCall, type Usage } from "./convo";
 import { sseOf } from "./sse";
 import { uid } from "./format";
 
@@ -21,7 +21,7 @@ export interface Message {
   attachments?: Attachment[];
   reasoning?: string;
   loading?: string;
-  tools?: { name: string; args: string }[];
+  tools?: ToolCall[];
   error?: string;
   stats?: Stats;
   model?: string;
@@ -114,13 +114,45 @@ export function completion(model: string, text: string, suffix: string | null, n
   return { path: "/v1/completions", body: { ...common, prompt: text, stream_options: { include_usage: true }, ...given(numbers, "max_tokens") } };
 }
 
-/** The request for these messages. Throws when one of the JSON fields is not JSON. */
-export function build(model: string, messages: Message[], params: Params): { path: string; body: Json } {
+const parsed = (args: string): unknown => {
+  try {
+    return JSON.parse(args || "{}");
+  } catch {
+    return {};
+  }
+};
+
+/** A message as this endpoint wants it; an answer whose tool calls all have results becomes several. */
+function turnsOf(message: Message, endpoint: Endpoint): Json[] {
+  const { role, text, tools } = message;
+  if (!tools?.length || tools.some((tool) => tool.result === undefined)) return [{ role, content: content(message, endpoint) }];
+  const id = (tool: ToolCall, i: number): string => tool.id || `call_${i}`;
+  if (endpoint === "responses") {
+    return [
+      ...(text ? [{ role, content: content(message, endpoint) }] : []),
+      ...tools.map((tool, i) => ({ type: "function_call", call_id: id(tool, i), name: tool.name, arguments: tool.args || "{}" })),
+      ...tools.map((tool, i) => ({ type: "function_call_output", call_id: id(tool, i), output: tool.result })),
+    ];
+  }
+  if (endpoint === "messages") {
+    const uses = tools.map((tool, i) => ({ type: "tool_use", id: id(tool, i), name: tool.name, input: parsed(tool.args) }));
+    return [
+      { role, content: [...(text ? [{ type: "text", text }] : []), ...uses] },
+      { role: "user", content: tools.map((tool, i) => ({ type: "tool_result", tool_use_id: id(tool, i), content: tool.result })) },
+    ];
+  }
+  const calls = tools.map((tool, i) => ({ id: id(tool, i), type: "function", function: { name: tool.name, arguments: tool.args || "{}" } }));
+  return [{ role, content: text, tool_calls: calls }, ...tools.map((tool, i) => ({ role: "tool", tool_call_id: id(tool, i), content: tool.result }))];
+}
+
+/** The request for these messages; `offered` are tools besides those of the settings. Throws when one of the JSON fields
+ * is not JSON. */
+export function build(model: string, messages: Message[], params: Params, offered: unknown[] = []): { path: string; body: Json } {
   const { endpoint } = params;
   const body: Json = { model, stream: true };
   const turns = messages
     .filter((message) => !message.error || message.text)
-    .map((message) => ({ role: message.role, content: content(message, endpoint) }));
+    .flatMap((message) => turnsOf(message, endpoint));
   if (endpoint === "responses") {
     body.input = turns;
     if (params.system) body.instructions = params.system;
@@ -150,7 +182,9 @@ export function build(model: string, messages: Message[], params: Params): { pat
     if (endpoint === "responses") body.text = { format: { type: "json_schema", name: "answer", schema } };
     else body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
   }
-  if (params.tools.trim()) body.tools = json(params.tools, "The list of tools");
+  const own = params.tools.trim() ? json(params.tools, "The list of tools") : [];
+  if (!Array.isArray(own)) throw new Error("The list of tools is not a list");
+  if (own.length + offered.length) body.tools = [...own, ...offered];
   if (params.extra.trim()) Object.assign(body, json(params.extra, "The extra JSON"));
   return { path: PATHS[endpoint], body };
 }

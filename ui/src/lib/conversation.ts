@@ -2,10 +2,11 @@
 // another page is shown.
 import { effect, signal } from "@preact/signals";
 import { type Attachment, type Endpoint, type Message, NO_PARAMS, NUMBERS, PATHS, type Params, build, run } from "./chat";
-import { requestTurns } from "./convo";
+import { type ToolCall, requestTurns } from "./convo";
 import { replayed } from "./drawer";
 import { uid } from "./format";
 import { all, put, remove } from "./idb";
+import { callTool, connect, isKnown, runAlone, toolsFor } from "./mcp";
 import { firstModel } from "./modelselect";
 import { defaultModel, keepDays, pref } from "./prefs";
 import { toast } from "./widgets";
@@ -31,6 +32,10 @@ export const busy = signal<AbortController | null>(null);
 export const draft = signal("");
 export const files = signal<Attachment[]>([]);
 let opened = false;
+const MOST_ROUNDS = 10; // of tool calls that run without a question
+const MOST_RESULT = 100_000; // characters of what a tool answers
+/** The tool calls that run now. */
+export const running = signal<ReadonlySet<ToolCall>>(new Set());
 
 const fail = (what: string, error: unknown): void => toast("error", `${what}: ${(error as Error).message}`);
 
@@ -127,9 +132,10 @@ const withoutNotice = (text: string): string | undefined => (text && !text.start
 export async function answer(others: Message[] = [], before?: Message): Promise<void> {
   const { model, messages, id: home } = conversation.peek();
   const settings = params.peek();
+  await connect();
   let request: ReturnType<typeof build>;
   try {
-    request = build(model, before ? [...messages, { ...before, error: undefined }] : messages, settings);
+    request = build(model, before ? [...messages, { ...before, error: undefined }] : messages, settings, toolsFor(settings.endpoint));
   } catch (error) {
     toast("error", (error as Error).message);
     return;
@@ -161,7 +167,35 @@ export async function answer(others: Message[] = [], before?: Message): Promise<
     if (here()) setLast(last);
   }
   busy.value = null;
-  if (here()) await save();
+  if (!here()) return;
+  await save();
+  const calls = last.error ? [] : (last.tools ?? []);
+  if (runAlone.peek() && calls.length && calls.every((call) => isKnown(call.name)) && rounds() < MOST_ROUNDS) {
+    for (let i = 0; i < calls.length && here(); i++) await runTool(conversation.peek().messages.length - 1, i, true);
+  }
+}
+
+/** Answers in a row that called tools: a model that goes on and on is asked about, not left to itself. */
+function rounds(): number {
+  const { messages } = conversation.peek();
+  return messages.length - 1 - messages.findLastIndex((message) => message.role === "user");
+}
+
+/** Runs a tool call, or tells the model that it was declined; with the last result the model goes on. */
+export async function runTool(index: number, call: number, run: boolean): Promise<void> {
+  const home = conversation.peek().id;
+  const tool = conversation.peek().messages[index]?.tools?.[call];
+  if (!tool || tool.result !== undefined || running.peek().has(tool)) return;
+  running.value = new Set([...running.peek(), tool]);
+  const result = run ? await callTool(tool.name, tool.args) : "The user declined to run this tool.";
+  running.value = new Set([...running.peek()].filter((other) => other !== tool));
+  const { id, messages } = conversation.peek();
+  const message = messages[index];
+  if (id !== home || !message?.tools) return;
+  const tools = message.tools.map((old, i) => (i === call ? { ...old, result: result.slice(0, MOST_RESULT) } : old));
+  change({ messages: messages.map((old, i) => (i === index ? { ...old, tools } : old)) });
+  await save();
+  if (index === messages.length - 1 && tools.every((item) => item.result !== undefined)) await answer();
 }
 
 export async function submit(text: string, attachments: Attachment[]): Promise<void> {

@@ -4,6 +4,9 @@ import { SseParser } from "./sse";
 export interface ToolCall {
   name: string;
   args: string;
+  id?: string;
+  /** What it answered, once it has run or was declined. */
+  result?: string;
 }
 
 export interface Part {
@@ -122,7 +125,7 @@ export class Answer {
   error = "";
   private index = new Map<string, ToolCall>();
 
-  private tool(key: string, name: string, args: string): void {
+  private tool(key: string, name: string, args: string, id = ""): void {
     let call = this.index.get(key);
     if (!call) {
       call = { name: "", args: "" };
@@ -130,6 +133,7 @@ export class Answer {
       this.tools.push(call);
     }
     if (name) call.name = name;
+    if (id) call.id = id;
     call.args += args;
   }
 
@@ -178,14 +182,14 @@ export class Answer {
         delta.tool_calls.forEach((item, i) => {
           const call = obj(item);
           const fn = obj(call.function);
-          this.tool(`c${num(call.index) ?? i}`, str(fn.name), str(fn.arguments));
+          this.tool(`c${num(call.index) ?? i}`, str(fn.name), str(fn.arguments), str(call.id));
         });
       }
       if (choice.finish_reason) this.usage.finish = str(choice.finish_reason);
     } else if (type === "message_start") this.count(obj(json.message).usage);
     else if (type === "content_block_start") {
       const block = obj(json.content_block);
-      if (block.type === "tool_use") this.tool(`b${str(json.index)}`, str(block.name), "");
+      if (block.type === "tool_use") this.tool(`b${str(json.index)}`, str(block.name), "", str(block.id));
       if (block.type === "text") this.text += str(block.text);
     } else if (type === "content_block_delta") {
       const delta = obj(json.delta);
@@ -199,13 +203,13 @@ export class Answer {
         const block = obj(item);
         if (block.type === "text") this.text += str(block.text);
         else if (block.type === "thinking") this.reasoning += str(block.thinking);
-        else if (block.type === "tool_use") this.tool(`b${i}`, str(block.name), str(block.input));
+        else if (block.type === "tool_use") this.tool(`b${i}`, str(block.name), str(block.input), str(block.id));
       });
       if (json.stop_reason) this.usage.finish = str(json.stop_reason);
     } else if (type === "response.output_text.delta") this.text += str(json.delta);
     else if (/^response\.reasoning(_summary)?_text\.delta$/.test(type)) this.reasoning += str(json.delta);
     else if (type === "response.output_item.added" && obj(json.item).type === "function_call") {
-      this.tool(`r${str(json.output_index)}`, str(obj(json.item).name), "");
+      this.tool(`r${str(json.output_index)}`, str(obj(json.item).name), "", str(obj(json.item).call_id));
     } else if (type === "response.function_call_arguments.delta") this.tool(`r${str(json.output_index)}`, "", str(json.delta));
     else if (type === "response.completed" || type === "response.failed" || type === "response.incomplete") {
       const response = obj(json.response);
@@ -218,7 +222,7 @@ export class Answer {
         const entry = obj(item);
         if (entry.type === "message") this.text += parts(entry.content).map((part) => part.text).join("");
         else if (entry.type === "reasoning") this.reasoning += parts(entry.summary).map((part) => part.text).join("");
-        else if (entry.type === "function_call") this.tool(`r${i}`, str(entry.name), str(entry.arguments));
+        else if (entry.type === "function_call") this.tool(`r${i}`, str(entry.name), str(entry.arguments), str(entry.call_id));
       });
     } else if (typeof json.content === "string" && ("stop" in json || "tokens_predicted" in json)) this.text += json.content;
     return this.text.length + this.reasoning.length + this.tools.length !== before;

@@ -1,13 +1,14 @@
 // One message of a chat, and what can be done with it.
 import { useSignal } from "@preact/signals";
 import type { Message, Stats } from "../../lib/chat";
-import { busy, edited, proceed, regenerate, turnTo } from "../../lib/conversation";
+import { busy, edited, proceed, regenerate, runTool, running, turnTo } from "../../lib/conversation";
 import type { ToolCall } from "../../lib/convo";
 import { count, duration, plural, rate } from "../../lib/format";
 import { Icon } from "../../lib/icons";
 import { Markdown } from "../../lib/markdownview";
+import { isKnown } from "../../lib/mcp";
 import { Waiting } from "../../lib/waiting";
-import { Btn, IconButton, copyText } from "../../lib/widgets";
+import { Btn, IconButton, Spinner, copyText } from "../../lib/widgets";
 
 /** How the three protocols say that an answer reached its limit. */
 const CUT = ["length", "max_tokens", "incomplete"];
@@ -28,7 +29,7 @@ export function statsLine(stats: Stats | undefined): string {
     .join(" · ");
 }
 
-export function AnswerBody({ message, final, raw }: { message: Message; final: boolean; raw: boolean }) {
+export function AnswerBody({ message, final, raw, tool }: { message: Message; final: boolean; raw: boolean; tool?: (call: number, run: boolean) => void }) {
   return (
     <>
       {message.reasoning && (
@@ -38,19 +39,32 @@ export function AnswerBody({ message, final, raw }: { message: Message; final: b
         </details>
       )}
       {raw ? <pre class="plaintext">{message.text}</pre> : message.text ? <Markdown text={message.text} final={final} /> : null}
-      {message.tools?.map((tool, i) => <ToolView key={i} tool={tool} />)}
+      {message.tools?.map((call, i) => <ToolView key={i} tool={call} answer={final && tool ? (run) => tool(i, run) : undefined} />)}
       {message.error && <p class="bad" role="alert">{message.error}</p>}
       {!final && !message.text && !message.reasoning && <Waiting model={message.model ?? ""} loading={message.loading} />}
     </>
   );
 }
 
-function ToolView({ tool }: { tool: ToolCall }) {
+/** `answer` runs the call or declines it; without it the call is only shown. */
+function ToolView({ tool, answer }: { tool: ToolCall; answer?: (run: boolean) => void }) {
+  const runs = running.value.has(tool);
+  const open = tool.result === undefined && answer && isKnown(tool.name);
   return (
-    <details class="tool">
-      <summary>Tool call: <code>{tool.name}</code></summary>
-      <pre class="code" tabIndex={0}>{pretty(tool.args)}</pre>
-    </details>
+    <div class="tool">
+      <details open={open || undefined}>
+        <summary>Tool call: <code>{tool.name}</code>{tool.result === undefined ? "" : tool.result.startsWith("Error: ") ? ", failed" : ", answered"}</summary>
+        <pre class="code" tabIndex={0}>{pretty(tool.args)}</pre>
+        {tool.result !== undefined && <pre class="code" tabIndex={0} aria-label="Answer of the tool">{pretty(tool.result)}</pre>}
+      </details>
+      {open && !runs && (
+        <div class="row">
+          <Btn small primary onClick={() => answer(true)}>Run {tool.name}</Btn>
+          <Btn small onClick={() => answer(false)}>Decline</Btn>
+        </div>
+      )}
+      {open && runs && <span class="row muted"><Spinner label="The tool runs" /> running</span>}
+    </div>
   );
 }
 
@@ -104,7 +118,7 @@ export function Bubble({ message, index, last }: { message: Message; index: numb
           </div>
         )
       ) : (
-        <AnswerBody message={message} final={!working} raw={raw.value} />
+        <AnswerBody message={message} final={!working} raw={raw.value} tool={last ? (call, run) => void runTool(index, call, run) : undefined} />
       )}
       <footer class="bubble-foot">
         {message.role === "assistant" && <span class="num muted grow">{statsLine(message.stats)}</span>}

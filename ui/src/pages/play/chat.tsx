@@ -13,6 +13,7 @@ import { Bar, Btn, CopyButton, Dialog, IconButton, saveFile, toast } from "../..
 import { Bubble } from "./bubble";
 import { History } from "./history";
 import { ParamsForm } from "./params";
+import { ToolsForm } from "./toolsform";
 
 const MOST_FILES = 8;
 
@@ -226,6 +227,7 @@ export function Chat() {
       {settings.value && (
         <Dialog title="Settings of this chat" onClose={() => (settings.value = false)}>
           <ParamsForm value={params.value} onChange={(next) => (params.value = next)} />
+          <ToolsForm />
         </Dialog>
       )}
       {shelf.value && <Dialog title="Conversations" onClose={() => (shelf.value = false)}><History onPick={() => (shelf.value = false)} /></Dialog>}

@@ -72,7 +72,7 @@ export function ParamsForm({ value, onChange }: { value: Params; onChange: (next
       <Field label="Response schema" hint="JSON Schema">
         <textarea class="input mono" rows={3} value={value.schema} onInput={(event) => set({ schema: event.currentTarget.value })} />
       </Field>
-      <Field label="Tools" hint="a JSON list; calls are shown, not run">
+      <Field label="Tools" hint="a JSON list">
         <textarea class="input mono" rows={3} value={value.tools} onInput={(event) => set({ tools: event.currentTarget.value })} />
       </Field>
       <Field label="Extra JSON" hint="merged into the request">
