@@ -6,6 +6,7 @@ written to stderr before anything listens or starts, with exit status 1.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from llamaswap.app.service import LlamaSwap
 
 early_signals.catch()  # `twist` loads this module only for `twist llamaswap`
+# What is made until the service runs stays: looking through it again and again is a twentieth of the start. Only young
+# objects are collected until then (see app/service.py), among them the classes that attrs replaces.
+gc.set_threshold(10_000, 1000, 10)
 
 DEFAULT_CONFIG = "config.yaml"  # in the current folder, if no configuration is named
 DEFAULT_LISTEN, DEFAULT_TLS_LISTEN = ":8080", ":8443"
