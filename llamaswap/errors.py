@@ -138,6 +138,18 @@ class WaitedTooLong(RequestError):
 
 
 @frozen
+class WaitLimitReached(RequestError):
+    """The model was not ready within the time that the client's `Prefer: wait` allows. Its load continues; `outlook`
+    says in words when it should be ready."""
+
+    model: str
+    limit: float
+    outlook: str
+    retry_after: int
+    text = "{self.model} is not ready within the {self.limit:g}s of Prefer: wait; {self.outlook}"
+
+
+@frozen
 class DoesNotFit(RequestError):
     """The model needs more memory than the machine has. Correct its `memory`, or `routing.memory` budget or reserve."""
 

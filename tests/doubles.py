@@ -26,7 +26,7 @@ from llamaswap.errors import (
     UnknownModel,
 )
 from llamaswap.http_client import HttpResponse, RequestFailed
-from llamaswap.routing.interfaces import HealthSnapshot, TargetChoice, WaitingRequest
+from llamaswap.routing.interfaces import HealthSnapshot, TargetChoice, WaitingRequest, WaitStatus
 from llamaswap.routing.leases import Lease, PendingLease, ProcessInstance
 from llamaswap.scheduling.effects import StartSwap, Ticket
 from llamaswap.scheduling.memory import Ledger
@@ -128,6 +128,7 @@ class FakeRouter:
     swaps: FakeSwaps = Factory(lambda: FakeSwaps())
     ledger: Ledger | None = None
     at: dict[str, str] = Factory(dict)
+    outlook: WaitStatus = Factory(lambda: WaitStatus((), False, None))
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -246,6 +247,9 @@ class FakeRouter:
 
     def queue(self) -> list[WaitingRequest]:
         return self.waiting
+
+    def wait_status(self, model: str) -> WaitStatus:
+        return self.outlook
 
     def failing(self) -> list[tuple[FailureRecord, float]]:
         return self.broken

@@ -27,6 +27,16 @@ class WaitingRequest:
 
 
 @frozen
+class WaitStatus:
+    """What a waiting request can expect: the models being loaded now, whether its `own` model is one of them, and in
+    how many seconds that should be ready (None: not known) if no more requests delay it."""
+
+    loading: tuple[str, ...]
+    own: bool
+    eta: float | None
+
+
+@frozen
 class HealthSnapshot:
     """The ages of the oldest waiting request (None if none waits) and of the last decision, in seconds, and counts."""
 

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Config
 from llamaswap.errors import FailureRecord, UnknownModel
-from llamaswap.routing.interfaces import HealthSnapshot, WaitingRequest
+from llamaswap.routing.interfaces import HealthSnapshot, WaitingRequest, WaitStatus
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.hosts import HostFacts, shown
@@ -106,6 +106,28 @@ class ModelQueries:
             return WaitReason(expected.reason)
         where = f" on {shown(expected.host)}" if self.hosts else ""
         return WaitReason(f"waiting for {', '.join(expected.waits_for)} to finish{where}", expected.waits_for)
+
+    def wait_status(self, model: str) -> WaitStatus:
+        """What a request that waits for this model can expect, from how long its last loads took."""
+        now = self._clock.seconds()
+        swaps = [swap for swap in self.swaps.in_progress.values() if not swap.abandoned]
+        left: dict[str, float] = {}
+        for swap in swaps:
+            name = swap.effect.model
+            left[name] = max(0.0, self._load_seconds(name) - (now - swap.began))
+        needed = self._load_seconds(model)
+        own = model in left
+        eta = left[model] if own else needed + max(left.values(), default=0.0)
+        return WaitStatus(tuple(left), own, eta if needed else None)
+
+    def _load_seconds(self, model: str) -> float:
+        """How long a load of this model usually takes; 0 if it was never loaded."""
+        learned = self._scheduler.ledger.load_seconds.get(model)
+        managed = self._models.get(model)
+        if learned or managed is None:
+            return learned or 0.0
+        loads = managed.supervisor.status().load_seconds
+        return loads[-1] if loads else 0.0
 
     def failing(self) -> list[tuple[FailureRecord, float]]:
         """The stopped models whose last attempts failed, by ascending id, each with the seconds until the next."""

@@ -40,6 +40,7 @@ class SwapInProgress:
     """
 
     effect: StartSwap
+    began: float
     stopped_at: float | None = None
     abandoned: bool = False
     starting: bool = False
@@ -72,7 +73,7 @@ class Swaps:
 
     def begin(self, effect: StartSwap) -> None:
         """Begin a swap; its result goes to the scheduler."""
-        swap = self.in_progress[effect.generation] = SwapInProgress(effect)
+        swap = self.in_progress[effect.generation] = SwapInProgress(effect, self._clock.seconds())
         Deferred.fromCoroutine(self._run(swap)).addErrback(lambda failure: self._log.failure("swap failed", failure))
 
     def abandon(self, generation: int) -> None:
@@ -81,7 +82,7 @@ class Swaps:
             self.in_progress[generation].abandoned = True
 
     async def _run(self, swap: SwapInProgress) -> None:
-        effect, began = swap.effect, self._clock.seconds()
+        effect, began = swap.effect, swap.began
         model, generation = effect.model, effect.generation
         leaving = [f"{victim} (suspended)" if victim in effect.suspend else victim for victim in effect.evict]
         evicts = ", ".join(leaving) or "nothing"

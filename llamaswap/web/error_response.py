@@ -8,7 +8,7 @@ from http.client import responses
 from attrs import frozen
 
 from llamaswap.proxy.exchange import Exchange
-from llamaswap.web.errors import Headers
+from llamaswap.web.errors import Headers, queue_position
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.sse import DONE, error_event, event
@@ -30,7 +30,9 @@ class ErrorSender:
         sink = exchange.sink
         if not sink.started:
             accept = b", ".join(value for name, value in exchange.head.headers if name.lower() == b"accept")
-            send_response(exchange, *self.render(error, accept.decode("latin-1"), path), response)
+            status, headers, body = self.render(error, accept.decode("latin-1"), path)
+            headers += queue_position(response.queue_position if response is not None else None)
+            send_response(exchange, status, headers, body, response)
         elif response is not None and response.event_stream:
             _, _, body = self.render(error, "application/json", path)
             last = event(body) + DONE

@@ -53,6 +53,7 @@ KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
     KeyLimitReached: (429, None),
     errors.QueueFull: (429, "queue_full"),
     errors.WaitedTooLong: (503, "queue_timeout"),
+    errors.WaitLimitReached: (503, "wait_limit"),
     errors.DoesNotFit: (507, "does_not_fit"),
     errors.MemoryInUse: (503, "memory_in_use"),
     errors.LeaseRefused: (503, "lease_refused"),
@@ -85,10 +86,16 @@ RETRY_LATER = (
     errors.QueueFull,
     errors.KeepsFailing,
     errors.WaitedTooLong,
+    errors.WaitLimitReached,
     errors.MemoryInUse,
     errors.LeaseRefused,
     errors.BeingUpgraded,
 )
+
+
+def queue_position(position: int | None) -> Headers:
+    """The header that names a request's position in the queue, if it has one."""
+    return [] if position is None else [(b"X-Llamaswap-Queue-Position", b"%d" % position)]
 
 
 def _kind_of(error: BaseException) -> tuple[int, str | None]:
@@ -129,6 +136,10 @@ def render(
     headers: Headers = list(error.headers) if isinstance(error, HttpError) else []
     if isinstance(error, RETRY_LATER):
         headers.append((b"Retry-After", b"%d" % error.retry_after))
+    if isinstance(error, errors.WaitLimitReached):
+        headers.append((b"Preference-Applied", b"wait=%d" % error.limit))
+    if isinstance(error, errors.QueueFull):  # the place that the request would have had
+        headers += queue_position(error.bound + 1)
     if isinstance(error, KeyLimitReached):
         headers += error.headers
     if isinstance(error, errors.Superseded):

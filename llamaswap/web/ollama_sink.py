@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from http.client import responses
 
 from attrs import define, field
-from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 
 from llamaswap.errors import BadUpstream
 from llamaswap.observe.worker import RunBlocking
-from llamaswap.proxy.exchange import Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.proxy.exchange import Exchange, RequestHead, ResponseSink
 from llamaswap.proxy.response_forwarder import ForwardOutcome, ResponseObserver
 from llamaswap.proxy.task import Future
-from llamaswap.proxy.transport import Transport
+from llamaswap.web.sink_wrapper import SinkWrapper
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.json_members import LARGE
 from llamaswap.wire.ollama import TranslatedRequest
@@ -42,7 +41,7 @@ def plain_head(head: RequestHead) -> RequestHead:
 
 
 @define(eq=False)
-class OllamaSink:
+class OllamaSink(SinkWrapper):
     """Takes a server's response without its framing, and sends it as Ollama would.
 
     The request came at `arrived`, in unix seconds, as `now` gives them.
@@ -53,7 +52,6 @@ class OllamaSink:
     arrived: float
     now: Callable[[], float]
     _exchange: Exchange
-    _sink: ResponseSink
     _translator: ResponseTranslator = field(init=False)
     _translating: bool = field(default=False, init=False)
     _status: int = field(default=0, init=False)
@@ -68,7 +66,7 @@ class OllamaSink:
         now: Callable[[], float],
     ) -> OllamaSink:
         """Translate the response of this exchange."""
-        sink = cls(request, arrived, now, exchange, exchange.sink)
+        sink = cls(exchange.sink, request, arrived, now, exchange)
         exchange.sink, exchange.translated = sink, True
         return sink
 
@@ -78,6 +76,10 @@ class OllamaSink:
     def granted(self) -> None:
         """The server is ready."""
         self._translator.granted = self.now()
+
+    def notice(self, facts: Mapping[str, object]) -> bytes:
+        """A line without text, for a client that waits; `facts` are about the wait."""
+        return self._translator.notice(facts, self.now())
 
     def respond(self, observer: ResponseObserver | None = None) -> None:
         """Respond to a request that generates nothing."""
@@ -100,8 +102,8 @@ class OllamaSink:
         if observer is not None:
             observer.response_head(status, headers)
             observer.response_data(body)
-        self._sink.head(status, responses.get(status, "").encode(), headers, raw=True, data=body)
-        self._sink.finish()
+        self.sink.head(status, responses.get(status, "").encode(), headers, raw=True, data=body)
+        self.sink.finish()
 
     async def complete(self, run: RunBlocking) -> None:
         """Send a response that is a document; a large one is translated by `run`."""
@@ -118,19 +120,14 @@ class OllamaSink:
 
     # -- what the forwarder and the error sender call ------------------------------------------------------
 
-    @property
-    def started(self) -> bool:
-        """Whether a head was sent."""
-        return self._sink.started
-
     def head(self, status: int, reason: bytes, headers: ResponseHeaders, *, raw: bool, data: bytes = b"") -> None:
         """The head. The client gets that of a document when the document is translated."""
         if raw:
             self._document = None
-            self._sink.head(status, reason, headers, raw=True, data=data)
+            self.sink.head(status, reason, headers, raw=True, data=data)
         elif headers.event_stream and 200 <= status < 300:
             self._translating = True
-            self._sink.head(status, reason, ResponseHeaders.of([NDJSON]), raw=False)
+            self.sink.head(status, reason, ResponseHeaders.of([NDJSON]), raw=False)
             self.write(data)
         else:
             self._status, self._document = status, bytearray(data)
@@ -142,7 +139,7 @@ class OllamaSink:
             if len(self._document) > DOCUMENT_LIMIT:
                 self._cut(ResponseTooLong())
         elif self._translating and (lines := self._translated(lambda: self._translator.feed(data, self.now()))):
-            self._sink.write(lines)
+            self.sink.write(lines)
 
     def _translated(self, work: Callable[[], bytes]) -> bytes | None:
         """The lines that `work` makes; None if the response is cut, because what the server sent has no translation."""
@@ -157,18 +154,10 @@ class OllamaSink:
     def _cut(self, error: Exception) -> None:
         """End the response, which the server's cannot become, with the reason."""
         log.warn("{model}: the response is cut: {reason}", model=self.request.model, reason=error)
-        if self._sink.started:
-            self._sink.write_final(error_line(str(error)), b"")
+        if self.sink.started:
+            self.sink.write_final(error_line(str(error)), b"")
         self._translating, self._document = False, None
-        self._sink.abort()
-
-    def writer(self) -> Callable[[bytes], None]:
-        """`write`: each byte is translated."""
-        return self.write
-
-    def write_final(self, words: bytes, last: bytes) -> None:
-        """The last line before an abort."""
-        self._sink.write_final(words, last)
+        self.sink.abort()
 
     def finish(self) -> None:
         """The server's response, or one of our own, is complete."""
@@ -179,31 +168,8 @@ class OllamaSink:
             if lines is None:
                 return
             if lines:
-                self._sink.write(lines)
-        self._sink.finish()
-
-    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
-        """A 1xx head means nothing to these clients."""
-
-    def abort(self) -> None:
-        """Abort the connection."""
-        self._sink.abort()
-
-    def unsent(self) -> int:
-        """Bytes that the kernel has not taken yet."""
-        return self._sink.unsent()
-
-    def register_producer(self, producer: IPushProducer) -> None:
-        """Pause and resume the server's response as the client's socket fills and drains."""
-        self._sink.register_producer(producer)
-
-    def unregister_producer(self) -> None:
-        """The producer is done."""
-        self._sink.unregister_producer()
-
-    def upgrade(self, status_line_and_head: bytes) -> Transport:
-        """The requests of this API never ask for another protocol."""
-        raise BadUpstream(self.request.model, "switched to a protocol that the client did not ask for")
+                self.sink.write(lines)
+        self.sink.finish()
 
 
 _check: type[ResponseSink] = OllamaSink

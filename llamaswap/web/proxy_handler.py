@@ -46,6 +46,7 @@ from llamaswap.web.failover import DECLINED_STATUSES, may_fail_over
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.supersede import SupersedeRegistry, supersede_key
 from llamaswap.web.upstream_request import UpstreamRequests
+from llamaswap.web.waiting import Wait
 from llamaswap.web.websockets import WebsocketLease, no_websocket
 from llamaswap.wire.request_info import RequestObserverFactory, RequestOutcome
 
@@ -217,8 +218,7 @@ class ProxyHandler:
     async def _acquire(self, request: ProxyRequest, model: Model) -> Lease:
         """Wait for the model's server; ClientGone or Cancelled as soon as the client or an operator ends the wait."""
         exchange = request.exchange
-        sessions = request.config.ui.activity.session_id
-        key = supersede_key(model, exchange.head, exchange.client_address, sessions)
+        key = supersede_key(model, exchange.head, exchange.client_address, request.config.ui.activity.session_id)
         listed = request.tracked or request.metered
         pending = self._superseded.request(
             self.router,
@@ -233,19 +233,22 @@ class ProxyHandler:
         request.stop = lambda _: pending.cancel()
         exchange.on_gone(pending.cancel)
         request.server = pending.model  # that of the superseded request, if there is one
+        wait = Wait(self.router, self.clock, request, pending)
         try:
-            # Without other targets only: behind a loading stream none of them could be tried.
-            shows = request.target.shows_loading and not request.other_targets and not exchange.sink.started
-            if shows and not pending.ready:
-                request.show_loading(self.loading_stream(model.id, request.write_loading))
+            if not pending.ready:
+                # Without other targets only: behind a loading stream none of them could be tried.
+                if request.target.shows_loading and not request.other_targets and not exchange.sink.started:
+                    request.show_loading(self.loading_stream(model.id, request.write_loading))
+                wait.start(request.config.wait_notices)
             return await pending.granted
         except BaseException as error:
             pending.cancel()  # otherwise a lease could be granted later that is never released
             if isinstance(error, CancelledError):
-                raise ClientGone() if exchange.gone else Cancelled() from None
+                raise wait.limit_reached or (ClientGone() if exchange.gone else Cancelled()) from None
             raise
         finally:
             request.stop = None
+            wait.stop()
             exchange.forget(pending.cancel)
             self._superseded.ended(key, pending)
             request.end_loading()

@@ -18,6 +18,7 @@ from llamaswap.web.secret_masking import known_secrets
 from llamaswap.wire import headers as header_rules
 
 _CODING = frozenset((b"content-encoding",))
+_ACCEPTED_CODING = frozenset((b"accept-encoding",))
 _WORD_ENDS = re.compile(r"[\s=,\"']+")  # what may stand around a key in a command
 
 
@@ -37,7 +38,7 @@ class UpstreamRequests:
         if upstream is None or upstream.endpoint is not endpoint or upstream.timeouts is not model.timeouts:
             upstream = self._upstreams[model.id] = UpstreamTarget(endpoint, model.timeouts, model.id)
         exchange, facts = request.exchange, request.facts
-        plain = exchange.sink.started  # the head that the client has names no content coding
+        plain = exchange.sink.started or exchange.translated  # the head that the client gets names no content coding
         key = (request.raw_target, request.metered, request.decoded, plain)
         sent = facts.sent.get(model.id)
         if sent is not None and sent.endpoint is endpoint and sent.key == key:
@@ -76,6 +77,8 @@ class UpstreamRequests:
         )
         if request.decoded:
             withheld = withheld | _CODING
+        if request.exchange.translated:
+            withheld = withheld | _ACCEPTED_CODING
         headers = header_rules.to_peer(
             received,
             authority=endpoint.authority.encode("latin-1"),

@@ -246,6 +246,10 @@ class ResponseTranslator:
         reason = "unload" if self.request.unloads else "load"
         return self._line({**self._message("", ""), "done_reason": reason, "done": True}, now)
 
+    def notice(self, facts: Mapping[str, object], now: float) -> bytes:
+        """A line without text that has facts about the wait for the model."""
+        return self._line({**self._message("", ""), "llamaswap": facts}, now)
+
     def _message(self, text: str, thinking: str, calls: Sequence[object] = ()) -> JsonObject:
         more: JsonObject = {"thinking": thinking} if thinking else {}
         if self.request.path != CHAT:

@@ -32,7 +32,7 @@ def event(data: bytes, name: str = "") -> bytes:
     return lead + b"data: " + data + b"\n\n"
 
 
-def error_event(path: str, status: int, message: str, *, clean: bool = True) -> bytes:
+def error_event(path: str, status: int, message: str, *, clean: bool = True, code: str | None = None) -> bytes:
     """An event that reports a failure, in the dialect of the API that `path` belongs to.
 
     With `clean` False the stream broke inside an event, which a blank line ends first.
@@ -43,9 +43,15 @@ def error_event(path: str, status: int, message: str, *, clean: bool = True) -> 
     if speaks_anthropic(path):
         failure = {"type": "api_error", "message": message}
         return lead + event(encode({"type": "error", "src": SOURCE, "error": failure}), "error")
-    body = document(status, message)
+    body = document(status, message, code=code)
     if "/responses" in path:
         # The API's own error event is flat, and its SDK raises an exception for an `error` member.
-        flat = {"type": "error", "code": kind(status)[1], "message": message, "param": None, "sequence_number": 0}
+        flat = {
+            "type": "error",
+            "code": code or kind(status)[1],
+            "message": message,
+            "param": None,
+            "sequence_number": 0,
+        }
         return lead + event(encode({**flat, **body}), "error")
     return lead + event(encode(body))

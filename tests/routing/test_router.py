@@ -54,6 +54,7 @@ from llamaswap.events import (
     SwapBegan,
     SwapEnded,
 )
+from llamaswap.routing.interfaces import WaitStatus
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.router import Router
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
@@ -1604,6 +1605,21 @@ class WaitReasonTests(SynchronousTestCase):
 
     def test_unknown_model_has_no_wait_reason(self) -> None:
         self.assertIsNone(scene().router.wait_reason("lab/x"))
+
+
+class WaitStatusTests(SynchronousTestCase):
+    def test_eta_is_what_is_left_of_a_load_like_the_last_one(self) -> None:
+        here = scene(servers={"b": {"load": 8.0}})
+        self.assertEqual(here.router.wait_status("a"), WaitStatus((), False, None))
+        here.router.memory_changed(Ledger({"ram": Device(100)}, load_seconds={"a": 5.0, "b": 8.0}))
+        here.router.request("b")
+        here.settle()
+        here.clock.advance(3.0)
+        self.assertEqual(here.router.wait_status("b"), WaitStatus(("b",), True, 5.0))
+        self.assertEqual(here.router.wait_status("a"), WaitStatus(("b",), False, 10.0))
+        self.assertIsNone(here.router.wait_status("c").eta)
+        here.clock.advance(4.9)
+        self.assertAlmostEqual(here.router.wait_status("b").eta, 0.1)
 
 
 class OriginTests(SynchronousTestCase):

@@ -160,6 +160,7 @@ class FakeSink:
     started: bool = False
     framer: ResponseFramer | None = None
     last: bytes = b""
+    backlog: int = 0
 
     def interim(self, status, reason, headers):
         pass
@@ -191,7 +192,7 @@ class FakeSink:
         self.ending = self.ending or "aborted"
 
     def unsent(self):
-        return 0
+        return self.backlog
 
     def register_producer(self, producer):
         self.producer = producer

@@ -243,6 +243,11 @@ class Config:
     )
     start_port: int = INTEGER.key("First port for ${PORT}.", default=5800, minimum=1)
     send_loading_state: bool = BOOLEAN.key("Stream progress as reasoning text while a model loads.")
+    wait_notices: float = DURATION.key(
+        "How long a streaming request waits for its model before its client gets notices of the queue and of the load "
+        "in the stream, at most one a second; 0s: never.",
+        default=2.0,
+    )
     include_aliases_in_list: bool = BOOLEAN.key("List aliases as separate models.")
     api_keys: tuple[ApiKey, ...] = section_list(
         ApiKey,
