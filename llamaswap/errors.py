@@ -341,6 +341,15 @@ class UpstreamDeclined(RequestError):
 
 
 @frozen
+class ResponseLimitReached(RequestError):
+    """The response reached `bound`: the `maxDuration` or `maxTokens` of its model or key. Raise it, or ask for less."""
+
+    model: str
+    bound: str
+    text = "the response of {self.model} has reached {self.bound}"
+
+
+@frozen
 class BadUpstream(RequestError):
     """The server's response is not HTTP, or it switched to a protocol that the client did not ask for."""
 

@@ -75,7 +75,7 @@ def _warn_of_administrators(config: Config, report: Diagnostics) -> None:
     if any(key.scopes for key in config.api_keys):
         return
     for index, key in enumerate(config.api_keys):
-        if key.models or key.limited:
+        if key.models or key.limited or key.ruled:
             report.warn(
                 f"apiKeys[{index}]: {key.name} is limited, but may also change the configuration",
                 f"apiKeys[{index}]",

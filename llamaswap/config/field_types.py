@@ -197,7 +197,7 @@ def _patterns(node: Node, path: str, report: Diagnostics) -> tuple[PathPattern, 
     return tuple(found) if found else UNSET
 
 
-def _mapping_of(read: Callable[[Node, str, Diagnostics], V], null: V) -> Callable[..., dict[str, V]]:
+def mapping_of(read: Callable[[Node, str, Diagnostics], V], null: V) -> Callable[..., dict[str, V]]:
     """Reads the entries of a mapping by `read`; null ones are `null`. An entry that does not fit is reported."""
 
     def entries(node: Node, path: str, report: Diagnostics) -> dict[str, V]:
@@ -245,7 +245,7 @@ def _integer_map_schema(bounds: Document) -> Document:
     return {"type": ["object", "null"], "additionalProperties": value}
 
 
-_text_map = _mapping_of(text, "")
+_text_map = mapping_of(text, "")
 _text_map_schema = _described(type=["object", "null"], additionalProperties={"type": ["string", "number", "null"]})
 TEXT_LIST: ValueType[tuple[str, ...]] = ValueType("list of texts", texts, _list_schema, (), ())
 TEXT_LIST_OR_AUTO: ValueType[Any] = ValueType(
@@ -271,14 +271,14 @@ TEXT_PAIRS: ValueType[tuple[tuple[str, str], ...]] = ValueType(
     write=dict,
 )
 INTEGER_MAP: ValueType[Mapping[str, int]] = ValueType(
-    "mapping of names to whole numbers", _mapping_of(integer, 0), _integer_map_schema, {}, {}
+    "mapping of names to whole numbers", mapping_of(integer, 0), _integer_map_schema, {}, {}
 )
 FREE_MAP: ValueType[Mapping[str, Any]] = ValueType(
     "mapping to anything", _free, _described(type=["object", "null"]), {}, {}
 )
 FREE_MAPS: ValueType[Mapping[str, Mapping[str, Any]]] = ValueType(
     "mapping of names to mappings",
-    _mapping_of(_free, {}),
+    mapping_of(_free, {}),
     _described(type=["object", "null"], additionalProperties={"type": ["object", "null"]}),
     {},
     {},

@@ -259,6 +259,8 @@ def ready(filters: Filters) -> Filters:
         filters,
         strip_params=tuple(sorted(names)),
         set_params=_without_model(filters.set_params),
+        rename_params={old: new for old, new in sorted(filters.rename_params.items()) if "model" not in (old, new)},
+        clamp_params=_without_model(filters.clamp_params),
         set_params_by_id={name: _without_model(params) for name, params in filters.set_params_by_id.items()},
     )
 

@@ -46,4 +46,6 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
     eviction = eviction_of(config.routing.router, frozenset(model_of.get(name, name) for name in pinned), by_memory)
     if model_of:
         eviction = ReplicaEviction(eviction, model_of)
-    return Rules(models, eviction, fifo, pinned, by_memory, several_hosts=config.hosts is not None)
+    default = config.real(config.routing.default_model) if config.routing.restore_default else None
+    returning = frozenset(() if default is None else config.copies(default))
+    return Rules(models, eviction, fifo, pinned, by_memory, config.hosts is not None, returning)

@@ -287,7 +287,7 @@ class Scheduler(HostTransitions):
         stopping, cleaning = [], []
         for model in dict.fromkeys(models):
             self.failures.pop(model, None)
-            self._restore.pop(model, None)
+            self._forget_eviction(model)
             self._refuse_queued(ModelUnloaded(model), model)
             server = self.models.get(model)
             if server is None or server.phase is Phase.STOPPED:
@@ -322,12 +322,13 @@ class Scheduler(HostTransitions):
         """
         self.rules = rules
         self._know_this_host()
+        self._displaced = {model: None for model in self._displaced if model in rules.returning}
         for model in [*stale, *(name for name in self.models if name not in rules.models)]:
             self.failures.pop(model, None)
             self.enlarged.pop(model, None)
             self.alone.pop(model, None)
             self.lost.pop(model, None)
-            self._restore.pop(model, None)
+            self._forget_eviction(model)
             if model not in rules.models:
                 self._refuse_queued(UnknownModel(model), model)
             if model in self.models:
@@ -347,6 +348,7 @@ class Scheduler(HostTransitions):
         """Loads are abandoned and waiting requests refused with `error`, until `resumed`; ready models serve on."""
         self._drain_error = error
         self._restore.clear()
+        self._displaced.clear()
         self._refuse_queued(error)
         for swap in list(self.loads.values()):
             for entry in self._abandon(swap):

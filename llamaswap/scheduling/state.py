@@ -63,6 +63,7 @@ class Rules:
     """Everything configured that a decision depends on; `pinned` are the models that only an operator unloads.
 
     `by_memory`: besides what `evict` says, models are evicted if the memory is too small for them and the target.
+    `returning` are the models that are loaded again after an eviction, when nothing is in their way.
     `several_hosts`: models may run on other hosts; `evict` is then asked about the models of each host.
     """
 
@@ -72,6 +73,7 @@ class Rules:
     pinned: frozenset[str] = frozenset()
     by_memory: bool = False
     several_hosts: bool = False
+    returning: frozenset[str] = frozenset()
 
     def fairness_window_of(self, ticket: Ticket) -> float:
         """The fairness window of a request, which its priority shortens."""

@@ -47,6 +47,7 @@ class Transitions(SchedulerState):
 
     queue: list[QueuedRequest] = field(factory=list, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
+    _displaced: dict[str, None] = field(factory=dict, init=False)
     _generation: int = field(default=0, init=False)
     _timer_at: float | None = field(default=None, init=False)
 
@@ -117,7 +118,7 @@ class Transitions(SchedulerState):
         victims = [self.models[victim] for victim in decision.evicts]
         restore = tuple(victim.model for victim in victims if victim.phase is Phase.READY)
         suspend = suspendable(self, decision, [victim for victim in victims if self._may_suspend(victim)], now)
-        reason = reason_for(self, model, now, decision.host) if entry else "back after a failed start"
+        reason = reason_for(self, model, now, decision.host) if entry else "back after an eviction"
         for victim in victims:
             self._leave(victim)
             victim.suspending = victim.model in suspend
@@ -132,7 +133,8 @@ class Transitions(SchedulerState):
         server.idle_since = None
         server.stale = server.suspending = server.freed_memory = False
         server.memory = decision.memory
-        self._restore.pop(model, None)
+        self._forget_eviction(model)
+        self._displaced.update((name, None) for name in restore if name in self.rules.returning)
         swap = ActiveSwap(self._generation, model, frozenset(decision.evicts), {}, restore)
         self.loads[swap.generation] = swap
         waited, origin = (now - entry.ticket.since, entry.ticket.origin) if entry else (0.0, "restored")
@@ -273,7 +275,7 @@ class Transitions(SchedulerState):
         elif self._timer_at is not None:
             self._timer_at = None
             self._effects.append(SetQueueTimer(None))
-        if self._restore and not self.queue and not self.loads:
+        if (self._restore or self._displaced) and not self.queue and not self.loads:
             self._restore_evicted(now)
 
     def _enqueue(self, entry: QueuedRequest) -> None:
@@ -374,15 +376,19 @@ class Transitions(SchedulerState):
         return [due for due, _ in deadlines.values() if due > now]
 
     def _restore_evicted(self, now: float) -> None:
-        """Load again what was evicted for a model that then failed to start; requests have precedence over it."""
-        for model in list(self._restore):
+        """Load again what a failed load evicted, and the default model if nothing is in its way. Requests go first."""
+        for model in [*self._restore, *self._displaced]:
             decision = placement_for(self, model, (), now)
             loads = decision.action == "load"
             if loads and decision.evicts and all(self.phase(name) is Phase.STOPPING for name in decision.evicts):
                 continue
-            del self._restore[model]
+            self._restore.pop(model, None)
             if loads and not decision.evicts:
                 self._start(decision, None, now)
+
+    def _forget_eviction(self, model: str) -> None:
+        self._restore.pop(model, None)
+        self._displaced.pop(model, None)
 
     def _arm_timer(self, deadline: float, now: float) -> None:
         if self._timer_at is None or deadline < self._timer_at:

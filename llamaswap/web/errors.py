@@ -68,6 +68,7 @@ KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
     errors.ServerVanished: (503, None),
     errors.UpstreamUnreachable: (502, None),
     errors.UpstreamTruncated: (502, None),
+    errors.ResponseLimitReached: (504, "response_limit"),
     errors.UpstreamDeclined: (502, None),
     errors.BadUpstream: (502, None),
     errors.Cancelled: (502, None),

@@ -1,10 +1,25 @@
-"""When a request that one target of a selector did not serve goes on to the next one."""
+"""When a request that was not served is sent once more: to the next target of a selector, or to a new server."""
 
 from __future__ import annotations
 
-from llamaswap.errors import BeingUpgraded, ModelUnloaded, RequestError, ShuttingDown, StartFailed, UnknownModel
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from llamaswap.errors import (
+    BeingUpgraded,
+    ClientGone,
+    ModelUnloaded,
+    RequestError,
+    ShuttingDown,
+    StartFailed,
+    UnknownModel,
+)
+from llamaswap.proxy.exchange import Exchange
+from llamaswap.routing.leases import Lease
 from llamaswap.web.errors import status_of
 from llamaswap.web.proxy_request import ProxyRequest
+
+EXIT_NOTICE_DELAY = 0.1  # seconds: a server's closed socket is noticed before its exit
 
 # A target with one of these statuses or failures is too busy or absent: the next target of the selector may serve.
 # UnknownModel is among them because a peer that does not answer has not listed its models yet.
@@ -22,3 +37,22 @@ def may_fail_over(request: ProxyRequest, error: RequestError) -> bool:
     if isinstance(error, FINAL_FAILURES):
         return False
     return status_of(error) in DECLINED_STATUSES or isinstance(error, DECLINED_FAILURES)
+
+
+async def server_exited(lease: Lease, exchange: Exchange, clock: IReactorTime) -> bool:
+    """Whether the server that closed the connection has exited, or is known to have in a moment."""
+    if lease.lost:
+        return True
+    waited: Deferred[None] = Deferred()
+    timer = clock.callLater(EXIT_NOTICE_DELAY, waited.callback, None)
+
+    def client_gone() -> None:
+        timer.cancel()
+        waited.callback(None)
+
+    exchange.on_gone(client_gone)
+    await waited
+    exchange.forget(client_gone)
+    if exchange.gone:
+        raise ClientGone()
+    return lease.lost

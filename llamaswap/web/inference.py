@@ -43,6 +43,7 @@ from llamaswap.wire.openai import encode
 
 JSON_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "json")
 POST_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.method == "POST")
+FORM_ROUTES = POST_ROUTES - JSON_ROUTES
 QUERY_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "query")
 ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
 
@@ -222,6 +223,7 @@ class Inference:
         if optional and facts.access.limited:
             raise no_websocket("the API key has limits, and what a websocket uses is not counted")
         facts.access.require_counted(False)
+        facts.access.require_ruled(False)
         if not content.model and optional and not config.routing.default_model:
             raise no_websocket("it names no model in its query")
         if not content.model and not optional:
@@ -235,6 +237,7 @@ class Inference:
         plain = self.router.profile is None
         target = facts.targets.get(content.model) if plain else None
         access, asked = facts.access, content.model
+        access.require_ruled(content.json is not None or head.method != b"POST" or head.path in FORM_ROUTES)
         if target is not None:
             if access.models is not None:
                 access.require_model(asked, *target.names)

@@ -9,7 +9,9 @@ from fnmatch import translate
 from attrs import field, frozen
 
 from llamaswap.config import ApiKey
+from llamaswap.config.models import ready
 from llamaswap.config.schema.keys import SCOPES
+from llamaswap.config.schema.model import Filters
 from llamaswap.web.errors import HttpError
 
 INFER_ONLY = frozenset(("infer",))
@@ -19,13 +21,15 @@ ALL_SCOPES = frozenset(SCOPES)
 
 @frozen(eq=False)
 class KeyAccess:
-    """The name, scopes and models of one key; `key` has its limits. `models` None: it may use every model."""
+    """The name, scopes and models of one key; `key` has its limits. `models` None: it may use every model. `filters`
+    change its requests."""
 
     name: str = ""
     scopes: frozenset[str] = ALL_SCOPES
     models: re.Pattern[str] | None = None
     key: ApiKey = field(factory=ApiKey, repr=False)
     digest: bytes = field(default=b"", repr=False)
+    filters: Filters | None = field(default=None, repr=False)
 
     @property
     def limited(self) -> bool:
@@ -60,6 +64,13 @@ class KeyAccess:
                 403, f"the API key {self.name} has limits, so it may only use the routes that name a model", "scope"
             )
 
+    def require_ruled(self, ruled: bool) -> None:
+        """Raise HttpError(403) if the key has rules for its requests, and they cannot be applied to this one."""
+        if self.key.ruled and not ruled:
+            raise HttpError(
+                403, f"the API key {self.name} has rules, so its requests must name a model in a JSON body", "scope"
+            )
+
 
 OPEN = KeyAccess()
 
@@ -73,4 +84,5 @@ def access_of(key: ApiKey, all_keys: Collection[ApiKey]) -> KeyAccess:
     if "admin" in scopes:
         scopes = ALL_SCOPES
     models = re.compile("|".join(map(translate, key.models))) if key.models else None
-    return KeyAccess(key.name, scopes, models, key, key.digest)
+    filters = None if key.filters == Filters() else ready(key.filters)
+    return KeyAccess(key.name, scopes, models, key, key.digest, filters)

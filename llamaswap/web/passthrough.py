@@ -123,6 +123,7 @@ class Passthrough:
         head = exchange.head
         config = self.router.config
         facts = facts_of(exchange, config, self.authenticate)
+        facts.access.require_ruled(False)
         path, mark, query = head.target.partition(b"?")
         if path.startswith(COMFYUI_PREFIX):
             rest = path[len(COMFYUI_PREFIX) - 1 :]

@@ -23,6 +23,7 @@ from llamaswap.errors import (
     NotReady,
     ReaderStalled,
     RequestError,
+    ResponseLimitReached,
     ServerVanished,
     ShuttingDown,
     StartFailed,
@@ -42,8 +43,9 @@ from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
 from llamaswap.web.auth import refuse_foreign_websocket
 from llamaswap.web.error_response import ErrorSender, send_response
-from llamaswap.web.failover import DECLINED_STATUSES, may_fail_over
+from llamaswap.web.failover import DECLINED_STATUSES, may_fail_over, server_exited
 from llamaswap.web.proxy_request import ProxyRequest
+from llamaswap.web.response_limit import ResponseLimit
 from llamaswap.web.supersede import SupersedeRegistry, supersede_key
 from llamaswap.web.upstream_request import UpstreamRequests
 from llamaswap.web.waiting import Wait
@@ -53,7 +55,6 @@ from llamaswap.wire.request_info import RequestObserverFactory, RequestOutcome
 log = Logger()
 
 ANY_STATUS = range(200, 600)
-EXIT_NOTICE_DELAY = 0.1  # seconds: a server's closed socket is noticed before its exit
 
 # Authenticates the request and finds out what it asks for; None if it has got its response already (a redirect).
 Prepare = Callable[[Exchange], Awaitable["ProxyRequest | None"]]
@@ -263,12 +264,19 @@ class ProxyHandler:
         websocket = None
         if request.websocket:
             websocket = WebsocketLease(self.router, self.clock, model.id, request.standing, lease)
+        limit = ResponseLimit.install(request, self.clock)
         try:
             request.granted(lease.priority)
             if request.ttl is not None:
                 self.router.keep_for(model.id, request.ttl)
             upstream, head = self.upstream_requests.to_model(request, model, lease.endpoint)
-            await self._send(request, upstream, head, lease, websocket)
+            sending = self._send(request, upstream, head, lease, websocket)
+            if limit is not None:
+                limit.cancel = sending.cancel
+            await sending
+        except ResponseLimitReached:
+            if limit is None or not limit.end():
+                raise
         except UpstreamTruncated as error:
             if lease.unloaded:
                 raise UpstreamTruncated(error.where, "the model was unloaded") from error
@@ -276,7 +284,7 @@ class ProxyHandler:
                 raise UpstreamTruncated(error.where, "llamaswap is shutting down") from error
             raise
         except UpstreamUnreachable as error:
-            exited = may_retry and await self._exited(lease, request.exchange)
+            exited = may_retry and await server_exited(lease, request.exchange, self.clock)
             if lease.unloaded:
                 # A second attempt would load again what an operator has just unloaded.
                 raise ModelUnloaded(model.id) from error
@@ -286,27 +294,11 @@ class ProxyHandler:
             return False
         finally:
             request.release(lease)
+            if limit is not None:
+                limit.remove()
             if websocket is not None:
                 websocket.end()
         return True
-
-    async def _exited(self, lease: Lease, exchange: Exchange) -> bool:
-        """Whether the server that closed the connection has exited, or is known to have in a moment."""
-        if lease.lost:
-            return True
-        waited: Deferred[None] = Deferred()
-        timer = self.clock.callLater(EXIT_NOTICE_DELAY, waited.callback, None)
-
-        def client_gone() -> None:
-            timer.cancel()
-            waited.callback(None)
-
-        exchange.on_gone(client_gone)
-        await waited
-        exchange.forget(client_gone)
-        if exchange.gone:
-            raise ClientGone()
-        return lease.lost
 
     # -- a peer --------------------------------------------------------------------------------------------
 

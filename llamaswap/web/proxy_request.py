@@ -32,6 +32,11 @@ PIECES_JOINED = 8  # small pieces of an event stream that reach the observers in
 SMALL_PIECE = 2048  # bytes; a larger piece reaches them at once
 
 
+def least(*bounds: float) -> float:
+    """The smallest of these bounds; 0 stands for none."""
+    return min((bound for bound in bounds if bound), default=0.0)
+
+
 @define(eq=False, kw_only=True)
 class ProxyRequest(RequestInfo):
     """A request from the moment its model is known to the end of its response; the forwarder's observer.
@@ -128,6 +133,9 @@ class ProxyRequest(RequestInfo):
             await content.filter(peer.filters, "", run)
             if self.target.peer_model != content.model:
                 content.rename(self.target.peer_model)
+        if self.facts.access.filters is not None:
+            await content.filter(self.facts.access.filters, "", run)
+        self._bound_tokens(content)
         await self.send_as_is(content, run)
 
     def send_short(self, content: RequestContent) -> None:
@@ -140,10 +148,30 @@ class ProxyRequest(RequestInfo):
             filters.apply(json, peer.filters, requested=content.model)
             if self.target.peer_model != content.model:
                 content.rename(self.target.peer_model)
+        if self.facts.access.filters is not None:
+            filters.apply(json, self.facts.access.filters, requested=content.model)
+        self._bound_tokens(content)
         self.captured_body = data = json.render()
         self.source = self.exchange.body = BytesBody(data)
         if content.query != self.exchange.head.query:
             self.raw_target = self.raw_target.partition(b"?")[0] + b"?" + content.query
+
+    @property
+    def token_limit(self) -> int:
+        """How many tokens the response may have; 0: any number."""
+        own, of_key = self.target.model, self.facts.access.key.max_tokens
+        return int(least(of_key, 0 if own is None else own.max_tokens))
+
+    @property
+    def time_limit(self) -> float:
+        """How many seconds the response may take; 0: any."""
+        own, of_key = self.target.model, self.facts.access.key.max_duration
+        return least(of_key, 0.0 if own is None else own.max_duration)
+
+    def _bound_tokens(self, content: RequestContent) -> None:
+        if content.json is not None and (limit := self.token_limit):
+            path = self.stored_path if content.ollama is None else content.ollama.request.target
+            filters.bound_tokens(content.json, path, limit)
 
     async def send_as_is(self, content: RequestContent, run: RunBlocking) -> None:
         """Send this content, with the edits that were made to it."""

@@ -116,7 +116,7 @@ def short_json(body: BodySource, query: bytes) -> RequestContent | None:
     json = JsonBody.parse(body.data)
     if json is None:
         return RequestContent("", False, query)
-    return RequestContent(json.model, json.streaming, query, json, short=True, ttl=json.seconds("ttl"))
+    return RequestContent(json.model, json.streaming, query, json, short=True, ttl=json.idle_time)
 
 
 async def read_content(
@@ -172,11 +172,11 @@ async def _read_text(text: bytes, query: bytes, kind: bytes, wants_json: bool, r
         json = await parse_json(text, run)
         if json is None:
             return RequestContent("", False, query)
-        return RequestContent(json.model, json.streaming, query, json=json, ttl=json.seconds("ttl"))
+        return RequestContent(json.model, json.streaming, query, json=json, ttl=json.idle_time)
     if wants_json and _OPENS_OBJECT.match(text):
         json = await parse_json(text, run)
         if json is not None and json.model:
-            return RequestContent(json.model, json.streaming, query, json=json, ttl=json.seconds("ttl"))
+            return RequestContent(json.model, json.streaming, query, json=json, ttl=json.idle_time)
         name, streaming = form_value(query, "model"), form_value(query, "stream")
     elif len(text) <= FORM_LIMIT:
         name = form_value(text, "model") or form_value(query, "model")

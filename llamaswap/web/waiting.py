@@ -18,10 +18,11 @@ from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.sink_wrapper import SinkWrapper
 from llamaswap.wire import headers as header_rules
 from llamaswap.wire.headers import ResponseHeaders
+from llamaswap.wire.model_routes import generates_text
 from llamaswap.wire.ollama_response import error_line, error_message
 from llamaswap.wire.openai import speaks_anthropic
 from llamaswap.wire.sse import DONE, error_event
-from llamaswap.wire.waiting import notice, preferred_wait, streams_events
+from llamaswap.wire.waiting import notice, preferred_wait
 
 NOTICE_INTERVAL = 1.0  # seconds between two notices
 UNCHANGED_INTERVAL = 5  # so many of these pass before the same facts are sent again
@@ -134,7 +135,7 @@ class Wait:
         request = self._request
         if not request.streaming or request.websocket or header_rules.hops(request.exchange.head.headers):
             return False
-        return request.ollama is not None or streams_events(request.path)
+        return request.ollama is not None or generates_text(request.path)
 
     def _limit_reached(self, limit: float) -> None:
         model = self._pending.model

@@ -12,7 +12,9 @@ from attrs import frozen
 from llamaswap.config.schema.model import Filters
 from llamaswap.errors import BadRequest, LlamaswapError
 from llamaswap.wire.json_body import EditError, JsonBody, MalformedBodyError
+from llamaswap.wire.model_routes import generates_text
 
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 IF_ABSENT = "?"  # after a parameter's name: set it only if the request does not contain it
 
 
@@ -27,13 +29,15 @@ class FilterError(LlamaswapError):
 
 
 def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str = "") -> None:
-    """Rename, strip, set, set by name, add the system prompt, in this order.
+    """Rename, strip, set, set by name, clamp, add the system prompt, in this order.
 
     Raises FilterError if a path cannot be followed, BadRequest if the body is malformed. `requested` is the name that
     the request asked for, after profile and selector. `model` is only changed by `use_model_name`.
     """
     if use_model_name:
         _edit("rewriting model name in JSON", body.set_model, use_model_name)
+    for parameter, new_name in rules.rename_params.items():
+        _edit(f"renaming parameter {parameter} in request", body.rename, parameter, new_name)
     for parameter in rules.strip_params:
         if parameter != "model":
             _edit(f"stripping parameter {parameter} from request", body.delete, parameter)
@@ -41,8 +45,25 @@ def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str
         _set_all(body, rules.set_params)
     if rules.set_params_by_id:
         _set_all(body, rules.set_params_by_id.get(requested) or {})
+    for parameter, bounds in rules.clamp_params.items():
+        _edit(f"clamping parameter {parameter} in request", body.clamp, parameter, bounds.least, bounds.most)
     if rules.system_prompt:
         _edit("adding the system prompt to request", body.add_system_prompt, rules.system_prompt)
+
+
+def bound_tokens(body: JsonBody, path: str, limit: int) -> None:
+    """Ask for at most `limit` tokens in the API of `path`. Null, a text and a negative number ask for any number."""
+    if not generates_text(path):
+        return
+    found = {name: body.bound(name, limit) for name in TOKEN_LIMITS}
+    if path.endswith("/responses"):
+        name = "max_output_tokens"
+    elif path.endswith(("/completion", "/infill")):
+        name = "n_predict"
+    else:
+        name = "max_tokens"
+    if not found[name] and not (path.endswith("/chat/completions") and found["max_completion_tokens"]):
+        body.set(name, limit)
 
 
 def _set_all(body: JsonBody, parameters: Mapping[str, object]) -> None:

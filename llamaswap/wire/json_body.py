@@ -6,13 +6,12 @@ its bytes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import lru_cache
-from math import inf
+from math import inf, isnan
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve
 
+from llamaswap.config import durations
 from llamaswap.wire.json_members import (
     LARGE,
     LONGEST_NAME,
@@ -24,10 +23,13 @@ from llamaswap.wire.json_members import (
     json_text,
     split,
 )
+from llamaswap.wire.json_path import PathStep, parse_path
 from llamaswap.wire.openai import encode
 
 PAD_BOUND = 10_000  # the largest array that an index in a filter path may create; beyond it the path is a typing error
 SYSTEM_ROLES = (b'"system"', b'"developer"')
+LONGEST_NUMBER = 400  # bytes of a number that is read; a longer one counts as infinite
+KEEP_ALIVE = ("keepAlive", "keep_alive")
 FOREVER = 1e9  # seconds: a longer time is for ever, because timers overflow somewhere
 
 
@@ -107,6 +109,17 @@ class JsonBody:
         """Set a top-level member to a value that is text of JSON already."""
         self._changed = _set(self._top, (PathStep(key),), value) or self._changed
 
+    @property
+    def idle_time(self) -> float | None:
+        """How many idle seconds the model is to be kept (infinity: for ever): LM Studio's `ttl`, or `keepAlive` or
+        `keep_alive` as Ollama has it. None if the request does not say so."""
+        for member in self._top.members:
+            if member.key == "ttl":
+                return self.seconds("ttl")
+            if member.key in KEEP_ALIVE:
+                return _keep_alive(self.scalar(member.key))
+        return None
+
     def seconds(self, key: str) -> float | None:
         """A top-level member that is a number of seconds (infinity: for ever); None if it is none, or absent."""
         raw = self._short(key)
@@ -171,6 +184,27 @@ class JsonBody:
             member.new = inner.render()
             self._changed = True
 
+    def rename(self, path: str, new: str) -> None:
+        """Move the last member at `path` to `new`, unless there is one, and remove every member at `path`."""
+        found = _values(self._top, parse_path(path))
+        self.delete(path)
+        target = parse_path(new)
+        if found and not _has(self._top, target):
+            self._changed = _set(self._top, target, found[-1]) or self._changed
+
+    def clamp(self, path: str, least: float | None, most: float | None) -> None:
+        """Move every number at `path` into these bounds (None: no bound), also one that is written as a text."""
+        self._changed = _clamp(self._top, parse_path(path), least, most) or self._changed
+
+    def bound(self, key: str, limit: int) -> bool:
+        """Lower top-level members to `limit`, also what is not a number from 0; returns whether there is one."""
+        members = [member for member in self._top.members if member.key == key]
+        for member in members:
+            number = _number(self._top.value(member))
+            if number is None or not 0 <= number <= limit:
+                member.new, self._changed = encode(limit), True
+        return bool(members)
+
     def render(self) -> bytes:
         """The body's bytes: the same object as long as nothing changed."""
         if self._changed:
@@ -183,53 +217,6 @@ class JsonBody:
 
 
 # -- paths -------------------------------------------------------------------------------------------------
-
-
-@frozen
-class PathStep:
-    """One component of a path. `index` is set if it can address an array, `glob` if it matches several keys."""
-
-    key: str
-    index: int | None = None
-    glob: re.Pattern[str] | None = field(default=None, eq=False)
-
-
-@lru_cache(maxsize=1024)  # filters use the same few paths for every request
-def parse_path(path: str) -> tuple[PathStep, ...]:
-    """The components of `a.b.0`. A backslash escapes the next character; a leading colon makes a number a key."""
-    steps: list[PathStep] = []
-    key: list[str] = []
-    pattern: list[str] = []
-    wild = forced = escaped = False
-
-    def finish() -> None:
-        text = "".join(key)
-        index = None if forced or not (text.isascii() and (text.isdigit() or text == "-1")) else int(text)
-        glob = re.compile("".join(pattern), re.DOTALL) if wild else None
-        steps.append(PathStep(text, index, glob))
-
-    for character in path:
-        if escaped:
-            escaped = False
-        elif character == "\\":
-            escaped = True
-            continue
-        elif character == ".":
-            finish()
-            key, pattern, wild, forced = [], [], False, False
-            continue
-        elif character == ":" and not key and not forced:
-            forced = True
-            continue
-        elif character in "*?":
-            wild = True
-            key.append(character)
-            pattern.append(".*" if character == "*" else ".")
-            continue
-        key.append(character)
-        pattern.append(re.escape(character))
-    finish()
-    return tuple(steps)
 
 
 def _targets(container: JsonContainer, step: PathStep) -> list[JsonMember]:
@@ -313,6 +300,55 @@ def _bounded(index: int) -> int:
     if index > PAD_BOUND:
         raise EditError(f"array index {index} is larger than {PAD_BOUND}")
     return index
+
+
+def _values(container: JsonContainer, steps: Sequence[PathStep]) -> list[bytes]:
+    """The texts of all values at a path."""
+    step, rest = steps[0], steps[1:]
+    found: list[bytes] = []
+    for member in _targets(container, step):
+        value = container.value(member)
+        inner = split_value(value) if rest else None
+        found += [value] if not rest else [] if inner is None else _values(inner, rest)
+    return found
+
+
+def _clamp(container: JsonContainer, steps: Sequence[PathStep], least: float | None, most: float | None) -> bool:
+    step, rest = steps[0], steps[1:]
+    changed = False
+    for member in _targets(container, step):
+        value = container.value(member)
+        inner = split_value(value) if rest else None
+        if inner is not None and _clamp(inner, rest, least, most):
+            member.new, changed = inner.render(), True
+        elif not rest and (number := _number(value)) is not None:
+            bound = (
+                least if least is not None and number < least else most if most is not None and number > most else None
+            )
+            if bound is not None:
+                member.new, changed = encode(int(bound) if bound == int(bound) else bound), True
+    return changed
+
+
+def _keep_alive(text: str) -> float | None:
+    """A number of seconds or a duration; a negative one is for ever."""
+    seconds = durations.parse(text)
+    if seconds is None:
+        seconds = _number(text.encode()[:LONGEST_NUMBER])
+    if seconds is None or isnan(seconds):
+        return None
+    return inf if seconds < 0 or seconds > FOREVER else seconds
+
+
+def _number(value: bytes) -> float | None:
+    """The number that a value is or that its text says; None of anything else."""
+    text = value.strip(b'"')
+    if len(text) > LONGEST_NUMBER:
+        return (-inf if text.startswith(b"-") else inf) if text.lstrip(b"-")[:1].isdigit() else None
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _delete(container: JsonContainer, steps: Sequence[PathStep]) -> bool:

@@ -101,3 +101,10 @@ MODEL_ROUTES: tuple[ModelRoute, ...] = (
     ModelRoute("GET", "/props", "query", "llama.cpp properties of a loaded model"),
     ModelRoute("GET", "/slots", "query", "llama.cpp slots of a loaded model"),
 )
+
+_TEXT = ("/chat/completions", "/completions", "/responses", "/messages", "/completion", "/infill")
+
+
+def generates_text(path: str) -> bool:
+    """Whether a model writes text for a request on this path; as a stream it is one of events."""
+    return path.endswith(_TEXT)

@@ -12,13 +12,7 @@ from collections.abc import Mapping
 from llamaswap.wire.openai import encode, speaks_anthropic
 from llamaswap.wire.sse import event
 
-_STREAMS = ("/chat/completions", "/completions", "/responses", "/messages", "/completion", "/infill")
 _WAIT = re.compile(rb'(?:^|[,;])\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?:[,;]|$)', re.IGNORECASE)
-
-
-def streams_events(path: str) -> bool:
-    """Whether the response to a request for a stream on this path is a stream of events."""
-    return path.endswith(_STREAMS)
 
 
 def notice(path: str, facts: Mapping[str, object]) -> bytes:

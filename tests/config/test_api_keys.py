@@ -3,6 +3,7 @@
 from hashlib import sha256
 
 from llamaswap.config.api_keys import expired
+from llamaswap.config.schema.filters import Bounds
 from tests.config.loading import LoadCase
 
 DIGEST = sha256(b"sk-child").hexdigest()
@@ -86,3 +87,12 @@ class ApiKeyTests(LoadCase):
         entries = [f"  - {{key: k-{n}, name: n{n}}}\n" for n in range(1001)]
         self.err("apiKeys:\n" + "".join(entries), "at most 1000 are possible")
         self.assertEqual(len(self.ok("apiKeys:\n" + "".join(entries[1:])).api_keys), 1000)
+
+    def test_a_key_may_have_rules_and_bounds(self):
+        config = self.ok(
+            "apiKeys: [{key: sk-1, name: kid, scopes: [infer], maxTokens: 2k, maxDuration: 90s,"
+            " filters: {clampParams: {temperature: {max: 1}}}}, {key: sk-2, name: me, scopes: [admin]}]"
+        )
+        kid = config.api_keys[0]
+        self.assertEqual((kid.max_tokens, kid.max_duration, kid.ruled), (2000, 90.0, True))
+        self.assertEqual(kid.filters.clamp_params["temperature"], Bounds(None, 1))

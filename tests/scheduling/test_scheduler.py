@@ -986,6 +986,29 @@ class FailureTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.served, ["c"])
 
+    def test_default_model_returns_when_what_evicted_it_is_unloaded(self) -> None:
+        here = loaded(swapping(b=ModelRules(ttl=60)), "a")
+        here.retune(evolve(here.rules, returning=frozenset("a")))
+        ticket = here.request("b")
+        here.load_all()
+        here.end(ticket)
+        here.advance(59.0)
+        self.assertEqual(here.ready, {"b"})
+        here.advance(1.0)
+        here.load_all()
+        self.assertEqual(here.ready, {"a"})
+
+    def test_default_model_does_not_return_while_a_request_waits_or_after_its_own_unload(self) -> None:
+        here = loaded(swapping(b=ModelRules(ttl=60)), "a")
+        here.retune(evolve(here.rules, returning=frozenset("a")))
+        here.request("c")
+        here.load_all()
+        self.assertEqual(here.ready, {"c"})
+        here.unload("a")
+        here.unload("c")
+        here.load_all()
+        self.assertEqual(here.ready, set())
+
     def test_model_that_fails_repeatedly_is_not_started_and_evicts_nothing(self) -> None:
         """core W17: a start that would fail evicts no model"""
         here = loaded(swapping(), "a")

@@ -1,9 +1,12 @@
 """Keys with scopes and models, through the admin site and the model routes."""
 
+import json
+
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import ApiKey, Secret
+from llamaswap.config import ApiKey, Filters, Secret
+from llamaswap.config.schema.filters import Bounds
 from llamaswap.config.schema.routing import Selector
 from llamaswap.web.auth import Authenticator
 from llamaswap.web.errors import HttpError
@@ -119,3 +122,38 @@ class ModelScopeTests(SynchronousTestCase):
         now[0] = 5.0
         error = self.assertRaises(HttpError, facts_of, asked.exchange, self.stage.router.config, gate)
         self.assertEqual(error.status, 401)
+
+
+class RuleTests(SynchronousTestCase):
+    """A key whose requests are changed by rules cannot send any to which they do not apply."""
+
+    def setUp(self):
+        rules = Filters(clamp_params={"top_k": Bounds(most=8)}, set_params={"user?": "kid"})
+        self.keys = (evolve(CHILD, models=(), filters=rules, max_tokens=100), ADMIN)
+        self.stage = Stage()
+        self.stage.router.config = config(api_keys=self.keys)
+        self.stage.inference.authenticate = self.stage.passthrough.authenticate = Authenticator(lambda: self.keys)
+
+    def ask(self, body, key=b"sk-child", path=b"/v1/chat/completions", kind=b"application/json"):
+        return self.stage.ask(b"POST", path, body, (b"Content-Type", kind), (b"x-api-key", key)).sink
+
+    def test_the_rules_of_the_key_follow_those_of_the_model(self):
+        self.ask(b'{"model":"beta","top_k":50,"max_tokens":4096}')
+        sent = json.loads(self.stage.forwarding.sent)
+        self.assertEqual(sent, {"model": "beta-up", "top_k": 7, "user": "kid", "max_tokens": 100})
+
+    def test_a_large_body_is_bounded_too(self):
+        self.ask(b'{"model":"alpha","top_k":50,"x":"%b"}' % (b"y" * 2_000_000))
+        self.assertIn(b'"top_k":8', self.stage.forwarding.sent)
+
+    def test_a_key_without_rules_is_not_changed(self):
+        self.ask(b'{"model":"alpha","top_k":50}', b"sk-admin")
+        self.assertEqual(self.stage.forwarding.sent, b'{"model":"alpha","top_k":50}')
+
+    def test_requests_beside_the_rules_are_refused(self):
+        chat = b'{"messages":[],"top_k":50}'
+        self.assertEqual(self.ask(chat, path=b"/v1/chat/completions?model=alpha", kind=b"text/plain").status, 403)
+        self.assertEqual(self.ask(chat, path=b"/v1/chat/completions/?model=alpha", kind=b"text/plain").status, 403)
+        headers = ((b"Content-Type", b"application/json"), (b"x-api-key", b"sk-child"))
+        upstream = self.stage.upstream(b"POST", b"/upstream/alpha/v1/chat/completions", chat, *headers)
+        self.assertEqual((upstream.sink.status, self.stage.forwarder.forwarded), (403, []))

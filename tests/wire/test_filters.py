@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Filters
-from llamaswap.wire.filters import FilterError, apply
+from llamaswap.config.schema.filters import Bounds
+from llamaswap.wire.filters import FilterError, apply, bound_tokens
 from llamaswap.wire.json_body import JsonBody
 
 BETA = Filters(
@@ -87,3 +90,54 @@ class FilterTests(SynchronousTestCase):
             b'{"system":"x","messages":[%s]}' % user,
         ):
             self.assertIs(filtered(sent, rules), sent)
+
+
+class RuleTests(SynchronousTestCase):
+    def test_a_parameter_is_renamed_also_inside_others(self):
+        rules = Filters(rename_params={"max_completion_tokens": "max_tokens", "options.temp": "temperature"})
+        sent = b'{"max_completion_tokens":9,"options":{"temp":0.5,"x":1}}'
+        self.assertEqual(filtered(sent, rules), b'{"options":{"x":1},"max_tokens":9,"temperature":0.5}')
+        self.assertEqual(filtered(b'{"max_completion_tokens":9,"max_tokens":5}', rules), b'{"max_tokens":5}')
+        untouched = b'{ "x":1 }'
+        self.assertIs(filtered(untouched, rules), untouched)
+
+    def test_numbers_are_clamped_also_inside_others(self):
+        rules = Filters(clamp_params={"temperature": Bounds(0.2, 1.5), "options.n.0": Bounds(most=4)})
+        for sent, made in (
+            ("0", "0.2"),
+            ("1.0", "1.0"),
+            ("9e99", "1.5"),
+            ("-1", "0.2"),
+            ('"7"', "1.5"),
+            ("null", "null"),
+        ):
+            self.assertEqual(
+                filtered(b'{"temperature":%b}' % sent.encode(), rules), b'{"temperature":%b}' % made.encode()
+            )
+        self.assertEqual(filtered(b'{"options":{"n":[9,9]}}', rules), b'{"options":{"n":[4,9]}}')
+        self.assertEqual(filtered(b"{}", rules), b"{}")
+
+    def test_a_number_given_twice_is_clamped_twice(self):
+        rules = Filters(clamp_params={"n": Bounds(most=4)})
+        self.assertEqual(filtered(b'{"n":1,"n":99}', rules), b'{"n":1,"n":4}')
+        self.assertEqual(filtered(b'{"n":' + b"9" * 1000 + b"}", rules), b'{"n":4}')
+
+    def test_bounds_hold_for_what_is_set(self):
+        rules = Filters(set_params={"n?": 9}, clamp_params={"n": Bounds(most=4)})
+        self.assertEqual(filtered(b"{}", rules), b'{"n":4}')
+
+    def test_the_token_bound_knows_each_api(self):
+        for path, sent, made in (
+            ("/v1/chat/completions", {}, {"max_tokens": 5}),
+            ("/v1/chat/completions", {"max_completion_tokens": 9}, {"max_completion_tokens": 5}),
+            ("/v1/completions", {"max_tokens": 4}, {"max_tokens": 4}),
+            ("/v1/messages", {"max_tokens": 4096}, {"max_tokens": 5}),
+            ("/v1/responses", {"max_output_tokens": None}, {"max_output_tokens": 5}),
+            ("/completion", {"n_predict": -1}, {"n_predict": 5}),
+            ("/infill", {}, {"n_predict": 5}),
+            ("/v1/completions", {"max_output_tokens": 1}, {"max_output_tokens": 1, "max_tokens": 5}),
+            ("/v1/embeddings", {}, {}),
+        ):
+            body = JsonBody.parse(json.dumps(sent).encode())
+            bound_tokens(body, path, 5)
+            self.assertEqual(json.loads(body.render()), made, (path, sent))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from math import inf
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.wire.json_body import EditError, JsonBody, parse_path
+from llamaswap.wire.json_body import EditError, JsonBody
 from llamaswap.wire.json_members import LARGE, MEMBERS, SEARCH_WINDOW, split
+from llamaswap.wire.json_path import parse_path
 
 
 def model_of(text: bytes) -> str:
@@ -281,3 +283,22 @@ class AbsurdTests(SynchronousTestCase):
     def test_a_long_chat_is_no_absurdity(self):
         body = JsonBody.parse(b'{"messages": [' + b'{"content": ["x", {"y": []}]},' * 100_000 + b'{}], "model": "a"}')
         self.assertEqual(body.model, "a")
+
+
+class IdleTimeTests(SynchronousTestCase):
+    def test_each_servers_word_for_the_idle_time_is_read(self):
+        for sent, seconds in (
+            ('{"ttl":60}', 60.0),
+            ('{"keepAlive":"10m"}', 600.0),
+            ('{"keep_alive":"1.5h"}', 5400.0),
+            ('{"keep_alive":30}', 30.0),
+            ('{"keepAlive":0}', 0.0),
+            ('{"keepAlive":-1}', inf),
+            ('{"keepAlive":"-1m"}', inf),
+            ('{"keepAlive":"' + "9" * 500 + '"}', inf),
+            ('{"keepAlive":"soon"}', None),
+            ('{"keepAlive":{}}', None),
+            ('{"keepAlive":"nan"}', None),
+            ("{}", None),
+        ):
+            self.assertEqual(JsonBody.parse(sent.encode()).idle_time, seconds, sent)

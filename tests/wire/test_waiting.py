@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.wire.waiting import notice, preferred_wait, streams_events
+from llamaswap.wire.model_routes import generates_text
+from llamaswap.wire.waiting import notice, preferred_wait
 
 
 class NoticeTests(SynchronousTestCase):
@@ -17,9 +18,9 @@ class NoticeTests(SynchronousTestCase):
 
     def test_only_text_is_streamed_as_events(self):
         for path in ("/v1/chat/completions", "/v/completions", "/v1/responses", "/api/v0/chat/completions", "/infill"):
-            self.assertTrue(streams_events(path), path)
+            self.assertTrue(generates_text(path), path)
         for path in ("/v1/audio/speech", "/v1/audio/transcriptions", "/v1/embeddings", "/v1/chat/completions/batch"):
-            self.assertFalse(streams_events(path), path)
+            self.assertFalse(generates_text(path), path)
 
 
 class PreferTests(SynchronousTestCase):

@@ -11,6 +11,7 @@ from attrs import frozen
 from llamaswap.config import durations
 from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.field_types import (
+    DURATION,
     INTEGER,
     ONE_MACRO,
     SECRET,
@@ -23,6 +24,7 @@ from llamaswap.config.field_types import (
     text,
 )
 from llamaswap.config.nodes import Node
+from llamaswap.config.schema.model import Filters
 from llamaswap.config.secret import Secret
 
 SCOPES = ("infer", "read", "admin")
@@ -126,6 +128,9 @@ class ApiKey:
     rpm: int = COUNT.key("Requests in a minute; 0 for no bound.", minimum=0)
     tpm: int = COUNT.key("Tokens in a minute; 0 for no bound.", minimum=0)
     budget: Budget = section(Budget, "How many tokens it may use in a longer time.")
+    filters: Filters = section(Filters, "Changes made to its requests, after those of the model.", synonyms=False)
+    max_tokens: int = COUNT.key("Tokens that a response may have, as the key of a model; 0 for no bound.", minimum=0)
+    max_duration: float = DURATION.key("Time that a response may take, as the key of a model; 0s for no bound.")
     expires: float = TIME.key("From then on it is refused; a date begins at midnight UTC.")
 
     @property
@@ -143,6 +148,11 @@ class ApiKey:
         """The SHA-256 of the key."""
         value = self.value
         return bytes.fromhex(value[len(HASHED) :]) if value.startswith(HASHED) else sha256(value.encode()).digest()
+
+    @property
+    def ruled(self) -> bool:
+        """Whether its requests are changed or bounded by rules."""
+        return bool(self.max_tokens or self.max_duration or self.filters != Filters())
 
     @property
     def limited(self) -> bool:

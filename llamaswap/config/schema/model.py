@@ -19,9 +19,11 @@ from llamaswap.config.field_types import (
     SECONDS,
     TEXT,
     TEXT_LIST,
+    TEXT_MAP,
     TEXT_OR_LIST,
     section,
 )
+from llamaswap.config.schema.filters import BOUNDS_MAP, Bounds
 from llamaswap.config.schema.hosts import Place
 from llamaswap.config.schema.memory import GPUS, NEED, GpuChoice
 
@@ -57,6 +59,12 @@ class Filters:
         "Parameters to set if the request names the model by this ID; each ID becomes an alias.", name="setParamsByID"
     )
     system_prompt: str = TEXT.key("The system prompt of a chat whose client sends none.")
+    rename_params: Mapping[str, str] = TEXT_MAP.key(
+        "Request parameters to rename before the other changes; one whose new name the client sent too is removed."
+    )
+    clamp_params: Mapping[str, Bounds] = BOUNDS_MAP.key(
+        "Smallest and largest values of numeric request parameters, applied after the other changes."
+    )
     strip_params: tuple[str, ...] = ()
 
 
@@ -193,6 +201,13 @@ class Model:
         enum=("", *FORWARD_KEY),
     )
     filters: Filters = section(Filters, "Changes made to the request before forwarding.")
+    max_tokens: int = INTEGER.key(
+        "Maximum number of tokens that a response may have, whatever the request asks for. 0: no limit.", minimum=0
+    )
+    max_duration: float = DURATION.key(
+        "Maximum time that the server may take for a response; then a stream ends as at a token limit, and any other "
+        "response with an error. 0s: no limit."
+    )
     macros: Mapping[str, Scalar] = MACROS.key("Macros of this model; they hide global ones.", repr=False)
     metadata: Mapping[str, Any] = FREE_MAP.key("Anything; shown as meta.llamaswap in /v1/models.")
     send_loading_state: bool = INHERITED_BOOLEAN.key(

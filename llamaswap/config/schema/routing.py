@@ -112,6 +112,9 @@ class Routing:
     default_model: str = TEXT.key(
         "The model, selector, group, tag or peer's model for requests that name none; empty: they get 404."
     )
+    restore_default: bool = BOOLEAN.key(
+        "Load defaultModel again, if it was evicted, as soon as the models in its way are unloaded."
+    )
 
 
 # -- names that stand for models ---------------------------------------------------------------------------
