@@ -111,7 +111,7 @@ class ResponseForwarder:
         self._head = head
         self.sending.head_received()
         request = self._exchange.head
-        chunks = head.chunked and request.version >= (1, 1)
+        chunks = head.chunked and request.version >= (1, 1) and not self._exchange.translated
         headers = to_client(head, chunked=chunks)
         added = [*self._exchange.added_headers]
         if not head.chunked and request.method == b"HEAD":

@@ -76,7 +76,8 @@ class ResponseLimit(SinkWrapper):
         path = self._request.path if ollama is None else ollama.request.target
         if status == 200 and headers.event_stream and not headers.content_encoding and generates_text(path):
             self._stream = StreamEnd(path)
-            self.sink.head(status, reason, headers, raw=raw)
+            kept = [item for item in headers.items if item[0].lower() != b"content-length"]  # it may end earlier
+            self.sink.head(status, reason, ResponseHeaders.of(kept), raw=raw)
             self.write(data)
         else:
             self.sink.head(status, reason, headers, raw=raw, data=data)
