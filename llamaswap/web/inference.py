@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from attrs import define, evolve, field
 
 from llamaswap.config import Config, Selector
-from llamaswap.errors import BadRequest, NoModelNamed
+from llamaswap.errors import BadRequest, BodyTooLarge, NoModelNamed
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.task import Task
@@ -28,11 +28,11 @@ from llamaswap.web.ollama_sink import plain_head
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.request_content import RequestContent, parse_json, read_content, short_json
+from llamaswap.web.responses import CONTINUED_LIMIT, LARGEST, OWNER_LIMIT, ResponseKeeper, ResponseStore, given_items
 from llamaswap.web.responses import PATHS as KEPT_PATHS
-from llamaswap.web.responses import ResponseKeeper, ResponseStore, given_items
 from llamaswap.web.target import Target
 from llamaswap.web.websockets import EARLY_TOGETHER, RESPONSES, AcceptedWebsocket, is_websocket_route, no_websocket
-from llamaswap.wire.byte_budget import ByteBudget
+from llamaswap.wire.byte_budget import ByteBudget, TakenBytes
 from llamaswap.wire.filters import FilterError
 from llamaswap.wire.form import form_value
 from llamaswap.wire.json_body import JsonBody
@@ -107,6 +107,9 @@ class Inference:
     jobs: JobDirectory = field(init=False)
     responses: ResponseStore = field(init=False)
     _ollama: OllamaRequests = field(init=False)
+    _continued: ByteBudget = field(
+        factory=lambda: ByteBudget("continued responses", lambda _: CONTINUED_LIMIT), init=False
+    )
     _early: ByteBudget = field(
         factory=lambda: ByteBudget("early websocket events", lambda _: EARLY_TOGETHER), init=False
     )
@@ -164,15 +167,20 @@ class Inference:
             if not found:
                 send_response(exchange, 404, PAGE_NOT_FOUND, b"404 page not found\n")
                 return None
-        return await self._for_content(exchange, facts, content)
+        try:
+            return await self._for_content(exchange, facts, content)
+        except BaseException:
+            if content.reserved is not None:
+                content.reserved.release()
+            raise
 
     async def _continue(self, facts: HeadFacts, content: RequestContent, json: JsonBody) -> None:
         """Put what it continues into the input of a request for a response, and see that its response is kept."""
         owner, previous = facts.access.name, json.scalar("previous_response_id")
-        given = given_items(json.raw("input"))
+        given = given_items(json.raw("input")) if previous or json.size <= LARGEST else b""
         if json.flag("background"):
             content.job = JobFollower(self.jobs, owner, JobPath(RESPONSE_JOB, "", ""), b"POST")
-        elif json.raw("store") != b"false":
+        elif json.raw("store") != b"false" and json.size <= LARGEST:
             content.keeper = ResponseKeeper(self.responses, owner, previous, given)
         if not previous:
             return
@@ -182,6 +190,10 @@ class Inference:
             if error.status == 400 and Target.named(facts.config, content.model).peer is not None:
                 return  # the peer may have it
             raise
+        size = sum(map(len, context)) + json.size
+        if size > OWNER_LIMIT:
+            raise BodyTooLarge(OWNER_LIMIT)
+        content.reserved = TakenBytes.of(self._continued, size)
         json.set_raw("input", b"[" + b",".join((*context, given) if given else context) + b"]")
         json.delete("previous_response_id")
         text = json.render()
@@ -337,7 +349,7 @@ class Inference:
             metered=exchange.head.method == b"POST",
         )
         request.ollama, request.ttl = content.ollama, content.ttl
-        request.job, request.keeper = content.job, content.keeper
+        request.job, request.keeper, request.reserved = content.job, content.keeper, content.reserved
         request.websocket = is_websocket_route(exchange.head)
         request.prefers_post = request.websocket and exchange.head.path == RESPONSES
         if content.websocket is not None and target.own_name != content.model:

@@ -24,6 +24,7 @@ from llamaswap.web.target import Target
 from llamaswap.web.uploads import KeptBody
 from llamaswap.wire import filters
 from llamaswap.wire import headers as header_rules
+from llamaswap.wire.byte_budget import TakenBytes
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.request_info import RequestInfo, RequestObserver, RequestObserverFactory, RequestOutcome
 from llamaswap.wire.sse import Tail
@@ -47,6 +48,7 @@ class ProxyRequest(RequestInfo):
     sent without the client's content coding. `ollama` translates the response. `ttl`: from now on the model is unloaded
     after so many idle seconds. `websocket`: it opens one on a model route. `prefers_post`: without one its client sends
     a POST. `job` follows the job that the request is about or begins, `keeper` keeps its response.
+    `reserved` is the memory for a conversation that it continues.
     """
 
     exchange: Exchange
@@ -65,6 +67,7 @@ class ProxyRequest(RequestInfo):
     prefers_post: bool = False
     job: JobFollower | None = None
     keeper: ResponseKeeper | None = None
+    reserved: TakenBytes | None = None
     cancelled: bool = False
     forwarding: bool = False  # whether a server or peer has been asked
     stop: Callable[[Exception], None] | None = None  # ends the present wait
@@ -244,6 +247,8 @@ class ProxyRequest(RequestInfo):
             observer.ended(outcome, error)
         if self.choice is not None:
             self.choice.release()
+        if self.reserved is not None:
+            self.reserved.release()
         self.content = self.choice = self.stop = self.ollama = self.job = self.keeper = self._loading_stream = None
         del self.exchange, self.source  # an observer may keep the record of the request for a while
 

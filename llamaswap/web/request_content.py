@@ -22,6 +22,7 @@ from llamaswap.web.responses import ResponseKeeper
 from llamaswap.web.uploads import SplicedBody, read
 from llamaswap.web.websockets import AcceptedWebsocket
 from llamaswap.wire import filters
+from llamaswap.wire.byte_budget import TakenBytes
 from llamaswap.wire.content_coding import CODINGS, Decoding, Undecodable
 from llamaswap.wire.form import MultipartScan, form_value, with_form_value
 from llamaswap.wire.json_body import JsonBody
@@ -44,7 +45,7 @@ class RequestContent:
     edited while it is sent. `decoded`: the body had a content coding, and is sent without it. `ollama` translates the
     response to a request of the Ollama API. `ttl`: the model is to be unloaded after so many idle seconds.
     `websocket` is the client's, if it was accepted before the model was known. `job` follows what it asks of a job,
-    and `keeper` keeps the response.
+    and `keeper` keeps the response. `reserved` bytes were taken for a conversation that it continues.
     """
 
     model: str
@@ -61,6 +62,7 @@ class RequestContent:
     websocket: AcceptedWebsocket | None = None
     job: JobFollower | None = None
     keeper: ResponseKeeper | None = None
+    reserved: TakenBytes | None = None
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""

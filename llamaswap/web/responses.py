@@ -26,6 +26,7 @@ TOTAL_LIMIT = 64 << 20  # bytes of all that is kept
 OWNER_LIMIT = 32 << 20  # bytes of what is kept for one key
 LARGEST = 8 << 20  # bytes of one response with its input; a larger one is not kept
 DOCUMENT_LIMIT = 1 << 20  # bytes of one response's document
+CONTINUED_LIMIT = 256 << 20  # bytes of the conversations of all requests that are under way
 LONGEST_CHAIN = 1000  # responses of one conversation
 LIFETIME = 86_400.0  # seconds since a response was used last
 LONGEST_ID = 256  # characters
@@ -125,10 +126,7 @@ class ResponseStore:
 
     def context(self, owner: str, identity: str) -> list[bytes]:
         """The items of a conversation up to this response and with it, in parts without brackets."""
-        parts = [part for response in self.chain(owner, identity) for part in (response.given, response.made) if part]
-        if sum(map(len, parts)) > OWNER_LIMIT:
-            raise HttpError(413, f"the conversation has more than {OWNER_LIMIT >> 20} MiB; begin a new one")
-        return parts
+        return [part for response in self.chain(owner, identity) for part in (response.given, response.made) if part]
 
     # -- what the paths of a response answer ---------------------------------------------------------------
 

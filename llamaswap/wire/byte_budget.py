@@ -41,4 +41,24 @@ class ByteBudget:
         return NoRoom(self.name if self.words is None else f"{self.name} ({self.words()})")
 
 
+@define(eq=False)
+class TakenBytes:
+    """Bytes that were taken from a budget for one request."""
+
+    budget: ByteBudget
+    count: int
+
+    @classmethod
+    def of(cls, budget: ByteBudget, count: int) -> TakenBytes:
+        """Take so many bytes; raises NoRoom."""
+        if not budget.take(count):
+            raise budget.full()
+        return cls(budget, count)
+
+    def release(self) -> None:
+        """Give them back. Idempotent."""
+        count, self.count = self.count, 0
+        self.budget.give_back(count)
+
+
 UNBOUNDED = ByteBudget("any", lambda used: used + (1 << 62))

@@ -11,6 +11,7 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.head_facts import Authenticated
 from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.responses import (
+    CONTINUED_LIMIT,
     DOCUMENT_LIMIT,
     LARGEST,
     LIFETIME,
@@ -134,6 +135,33 @@ class ContinueTests(StateTestCase):
         self.exchange("resp_1", {"input": text}, said("1"))
         self.assertTrue(self.post({"input": "y", "previous_response_id": "resp_1"}))
         self.assertEqual(self.sent["input"], [asked(text), said("1"), asked("y")])
+
+    def test_a_body_too_large_to_be_kept_is_passed_on(self):
+        self.exchange("resp_1", {"input": "x" * LARGEST}, said("1"))
+        self.assertEqual(self.get(PATH + b"/resp_1")[0], 404)
+
+    def test_the_memory_of_all_continued_conversations_is_bounded(self):
+        self.exchange("resp_1", {"input": "x" * (LARGEST - 1000)}, said("1"))
+        body = {"input": "y", "previous_response_id": "resp_1"}
+        waiting = []
+        while self.post(body):
+            waiting.append(self.asked)
+        self.assertEqual((len(waiting), self.refused()), (CONTINUED_LIMIT // LARGEST, (507, "no_room")))
+        self.assertFalse(self.post({**body, "model": "ghost"}))
+        waiting.pop().leave()
+        self.stage.post({**body, "model": "ghost"}, PATH)
+        self.assertTrue(self.post(body))
+        while waiting:
+            waiting.pop().leave()
+
+    def test_a_conversation_that_is_too_large_is_refused(self):
+        identity = ""
+        for number in range(OWNER_LIMIT // LARGEST):
+            body = {"input": "x" * (LARGEST - 1000), "previous_response_id": identity or None}
+            self.exchange(f"resp_{number}", body, said("1"))
+            identity = f"resp_{number}"
+        self.assertFalse(self.post({"input": "y" * 5000, "previous_response_id": identity}))
+        self.assertEqual(self.asked.sink.status, 413)
 
     def test_an_input_without_items_continues_with_what_there_is(self):
         self.exchange("resp_1", {"input": []}, said("1"))
