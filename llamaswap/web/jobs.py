@@ -24,6 +24,7 @@ from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 MAX_JOBS = 10_000
 LIFETIME = 86_400.0  # seconds since the last request for a job after which it is forgotten
 HOLD_TIME = 60.0  # seconds since the last request for a running job in which its server is not stopped for others
+CHECK_INTERVAL = 5.0  # seconds between looks at a lease that is kept
 DOCUMENT_LIMIT = 1 << 16  # bytes of a job's document that are read
 LONGEST_ID = 256  # characters
 RUNNING = frozenset(
@@ -59,13 +60,14 @@ class Job:
     name: str
     used: float
     lease: Lease | None = None
+    held_until: float = 0.0
     timer: IDelayedCall | None = None
 
     def release(self) -> None:
         """Let the server be stopped."""
         lease, self.lease = self.lease, None
         timer, self.timer = self.timer, None
-        if timer is not None and timer.active():
+        if timer is not None:
             timer.cancel()
         if lease is not None:
             lease.release()
@@ -121,10 +123,16 @@ class JobDirectory:
         if job.lease is not lease:
             job.release()
             job.lease = lease
-        if job.timer is not None and job.timer.active():
-            job.timer.reset(HOLD_TIME)
+        job.held_until = self.clock.seconds() + HOLD_TIME
+        if job.timer is None:
+            job.timer = self.clock.callLater(CHECK_INTERVAL, self._check, job)
+
+    def _check(self, job: Job) -> None:
+        job.timer = None
+        if job.lease is None or job.lease.lost or job.held_until <= self.clock.seconds():
+            job.release()
         else:
-            job.timer = self.clock.callLater(HOLD_TIME, job.release)
+            job.timer = self.clock.callLater(CHECK_INTERVAL, self._check, job)
 
 
 @define(eq=False)

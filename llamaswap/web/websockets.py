@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from llamaswap.errors import ClientGone
+from llamaswap.errors import BadRequest, ClientGone
 from llamaswap.proxy.exchange import Exchange, Headers, RequestHead, ResponseSink
 from llamaswap.proxy.transport import Transport
 from llamaswap.proxy.tunnel import ClientPipe
@@ -115,6 +115,10 @@ class AcceptedWebsocket(Protocol):
     started = False  # as a sink: the server's handshake is still awaited
 
     def __init__(self, exchange: Exchange, clock: IReactorTime, budget: ByteBudget) -> None:
+        head = exchange.head
+        key = head.first(b"sec-websocket-key")
+        if not key:
+            raise BadRequest("the websocket's handshake has no Sec-WebSocket-Key")
         self._exchange = exchange
         self._budget = budget
         self._reader = MessageReader(EARLY_LIMIT)
@@ -123,12 +127,11 @@ class AcceptedWebsocket(Protocol):
         self._naming = -1  # the place of the event that named the model
         self._named: Deferred[str] = Deferred()
         self._status, self._answer = 0, b""
-        head = exchange.head
         lines = [
             b"HTTP/1.1 101 Switching Protocols",
             b"Upgrade: websocket",
             b"Connection: Upgrade",
-            b"Sec-WebSocket-Accept: " + accept_key(head.first(b"sec-websocket-key") or b""),
+            b"Sec-WebSocket-Accept: " + accept_key(key),
         ]
         offered = [item.strip() for item in (head.first(b"sec-websocket-protocol") or b"").split(b",") if item.strip()]
         if offered:  # browsers end a connection on which none is chosen

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config import Selector
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.head_facts import Authenticated
-from llamaswap.web.jobs import HOLD_TIME, LIFETIME, MAX_JOBS, JobDirectory, job_path
+from llamaswap.web.jobs import CHECK_INTERVAL, HOLD_TIME, LIFETIME, MAX_JOBS, JobDirectory, job_path
 from llamaswap.web.key_access import KeyAccess
 from tests.web.pipeline import Stage, config, model
 
@@ -178,7 +178,9 @@ class HoldTests(JobTestCase):
     def test_a_running_job_keeps_the_lease_of_the_request_that_began_it(self):
         self.create()
         self.assertEqual((len(self.stage.router.asked), self.held()), (1, 1))
-        self.stage.clock.advance(HOLD_TIME)
+        self.stage.clock.pump([CHECK_INTERVAL] * int(HOLD_TIME / CHECK_INTERVAL - 1))
+        self.assertEqual(self.held(), 1)
+        self.stage.clock.advance(CHECK_INTERVAL)
         self.assertEqual(self.held(), 0)
 
     def test_questions_about_a_running_job_are_served_with_its_lease(self):
@@ -214,6 +216,13 @@ class HoldTests(JobTestCase):
         self.ask(b"GET", b"/v1/videos/video_1")
         self.answer(id="video_1", status="queued")
         self.assertEqual((len(self.stage.router.asked), self.held()), (2, 1))
+
+    def test_the_lease_of_a_server_that_was_unloaded_is_released_soon(self):
+        """Otherwise the server counts as one that serves for a minute."""
+        self.create()
+        self.stage.router.asked[0].lease.process.lost = True
+        self.stage.clock.advance(CHECK_INTERVAL)
+        self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
 
     def test_a_client_that_leaves_while_its_job_begins_keeps_nothing(self):
         asked = self.stage.ask(b"POST", b"/v1/videos", VIDEO, FORM)

@@ -51,10 +51,11 @@ class PipeSink(FakeSink):
 class Opened:
     """A client that asks for a websocket."""
 
-    def __init__(self, stage, target, *headers):
+    def __init__(self, stage, target, *headers, drop=b""):
         self.wire = Wire()
         self.sink = PipeSink(self.wire)
-        head = RequestHead(b"GET", target, [*UPGRADE, *headers])
+        sent = [header for header in (*UPGRADE, *headers) if header[0] != drop]
+        head = RequestHead(b"GET", target, sent)
         self.exchange = Exchange(head, BytesBody(b""), self.sink, "1.2.3.4", 99.5)
         self.done = []
         stage.inference.serve(self.exchange).addBoth(self.done.append)
@@ -218,6 +219,10 @@ class FirstEventTests(SynchronousTestCase):
         limited = KeyAccess("child", key=ApiKey(Secret("x"), "child", rpm=5))
         self.stage.inference.authenticate = lambda head: Authenticated(frozenset(), limited)
         self.assertEqual((self.open().sink.status, self.client.wire.value()), (403, b""))
+
+    def test_a_handshake_without_a_key_is_refused(self):
+        self.client = Opened(self.stage, b"/v1/realtime", drop=b"Sec-WebSocket-Key")
+        self.assertEqual((self.client.sink.status, self.client.wire.value()), (400, b""))
 
     def test_pages_of_other_sites_open_no_websocket(self):
         cors = evolve(config().security.cors, allow_origins=("https://page",))
