@@ -38,7 +38,8 @@ class Options(UsageOptions):
     synopsis = "[options]"
     longdesc = (
         "One endpoint in front of every local inference server. Without --config and --config-dir it reads config.yaml "
-        "in the current folder; if that file does not exist, a built-in demo with two tiny models runs."
+        "in the current folder; if that file does not exist, a built-in demo with two tiny models runs, whose "
+        "configuration --allow-config-edit writes to that file first."
     )
     optParameters = [
         ["config", None, None, "One YAML configuration file."],
@@ -84,9 +85,23 @@ def chosen_sources(options: Options) -> tuple[str | None, str | None, bool]:
         return None, None, True
     if not config and not folder:
         if not Path(DEFAULT_CONFIG).exists():
-            return None, None, True
+            if not options["allow-config-edit"]:
+                return None, None, True
+            _begin_with_the_demo(Path(DEFAULT_CONFIG))
         config = DEFAULT_CONFIG
     return config or None, folder or None, False
+
+
+def _begin_with_the_demo(config: Path) -> None:
+    """Write the demo's configuration to a new file, so that there is one to be edited."""
+    from llamaswap.app.startup_log import give_up
+    from llamaswap.demo import demo_config
+
+    try:
+        with config.open("x", encoding="utf-8") as file:
+            file.write(demo_config())
+    except OSError as error:
+        give_up(f"cannot write {config} to be edited: {error}")
 
 
 def makeService(options: Options) -> IService:

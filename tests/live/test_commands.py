@@ -134,11 +134,17 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self, head=False):
         path = self.path.partition("?")[0]
+        if path == "/api/models":
+            return self._send(200, b'[{"id": "org/Tiny-GGUF", "downloads": 5}]', {}, head)
         if path.startswith("/api/models/org/Tiny-GGUF/tree/"):
             rows = [{"type": "file", "path": name, "size": len(CONTENT), "oid": "a" * 40} for name in self.names]
             return self._send(200, json.dumps(rows).encode(), {"Content-Type": "application/json"}, head)
         if path.startswith("/api/models/org/Tiny-GGUF"):
-            body = {"id": "org/Tiny-GGUF", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.names]}
+            body = {
+                "id": "org/Tiny-GGUF",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name, "size": len(CONTENT)} for name in self.names],
+            }
             return self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"}, head)
         if path.startswith("/org/Tiny-GGUF/resolve/") and path.rpartition("/")[2] in self.names:
             headers = {"ETag": f'"{hashlib.sha1(CONTENT).hexdigest()}"', "X-Repo-Commit": COMMIT}
@@ -196,6 +202,22 @@ class PullTests(SynchronousTestCase):
 
     def pull(self, *words):
         return command("pull", *words, **self.hub())
+
+    def test_service_searches_and_downloads_for_its_page(self):
+        with Product("models: {}\n", "--allow-config-edit", env=self.hub()) as product:
+            [found] = product.json("/api/hub/models?q=tiny")["models"]
+            quants = product.json(f"/api/hub/models/{found['repository']}")["quants"]
+            self.assertEqual([one["quant"] for one in quants], ["Q4_K_M", "Q8_0"])
+            product.json("/api/hub/downloads", {"name": f"{found['repository']}:Q8_0"})
+            newest = lambda: product.json("/api/hub/downloads")["downloads"][0]
+            wait_for(lambda: newest()["state"] != "running", 60, "the download")
+            done = newest()
+            self.assertEqual((done["state"], done["completed"], done["total"]), ("done", len(CONTENT), len(CONTENT)))
+            self.assertIn("Tiny-Q8_0.gguf", done["models"][0]["yaml"])
+            refused = product.ask("/api/hub/downloads", {"name": "org/nothing"})
+            self.assertEqual(refused[0], 202)
+            wait_for(lambda: newest()["state"] == "failed", 60, "the refusal")
+            self.assertIn("not found", newest()["error"].lower())
 
     def test_named_quant_is_downloaded_into_the_cache(self):
         status, out, err = self.pull("org/Tiny-GGUF:Q8_0", "--json")

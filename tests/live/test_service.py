@@ -458,3 +458,9 @@ class DemoTests(SynchronousTestCase):
                 self.assertEqual(product.running(), {model: "ready"})
             self.assertIn("curl", product.output)
             self.assertEqual(product.ask("/ui/")[0], 200)
+
+    def test_demo_that_may_be_edited_is_written_to_a_file_first(self):
+        with Product(None, "--allow-config-edit") as product:
+            self.assertEqual(product.json("/v1/chat/completions", chat("parrot"))["model"], "parrot")
+            self.assertTrue(product.json("/api/config/status")["editable"])
+            self.assertIn("parrot:", product.ask("/api/config")[2].decode())

@@ -57,6 +57,9 @@ function place(lines: readonly string[], section: string, name: string): [number
   return null;
 }
 
+/** The number of an entry's first line, from 1; 0 where it cannot be told. */
+export const lineOf = (text: string, section: string, name: string): number => (place(text.split("\n"), section, name)?.[0] ?? -1) + 1;
+
 const OFF = "#off ";
 
 /** The text without an entry; null where it cannot be told apart. */

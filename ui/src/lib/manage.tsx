@@ -3,8 +3,9 @@ import { useSignal } from "@preact/signals";
 import { ChangeDialog } from "./changedialog";
 import { readConfig } from "./configtext";
 import type { Shown } from "./draft";
+import { Icon } from "./icons";
 import { disabled, without } from "./insert";
-import { go } from "./router";
+import { go, href } from "./router";
 import { features } from "./state";
 import { Btn, toast } from "./widgets";
 
@@ -23,6 +24,7 @@ export function Manage({ id }: { id: string }) {
   };
   return (
     <>
+      <a class="btn" href={href("config", { at: id })}><Icon name="edit" size={14} /> Edit</a>
       <Btn onClick={() => void open(`Disable ${id}`, disabled)}>Disable</Btn>
       <Btn danger onClick={() => void open(`Delete ${id} from the configuration`, without)}>Delete</Btn>
       {change.value && <ChangeDialog {...change.value} onClose={() => (change.value = null)} done={() => go("models")} />}

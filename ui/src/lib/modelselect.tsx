@@ -84,7 +84,7 @@ export function PlanHint({ model }: { model: string }) {
   const state = models.value.find((item) => item.id === model)?.state;
   useEffect(() => {
     text.value = "";
-    if (!model || state === "ready" || state === undefined) return;
+    if (!model || state === "ready" || state === "starting" || state === undefined) return;
     let alive = true;
     void plan(model).then((preview) => { if (alive && preview && !preview.running) text.value = planText(preview); });
     return () => { alive = false; };

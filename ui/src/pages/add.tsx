@@ -58,7 +58,7 @@ export function AddModel() {
     return (
       <div class="page">
         <h1>Add a model</h1>
-        <p>This server does not allow edits of its configuration. Start it with <code>--allow-config-edit</code>, or add an entry below <code>models:</code> in its file; <code>llamaswap init</code> writes one from what the machine has.</p>
+        <p>This server does not allow edits of its configuration. Start it with <code>--allow-config-edit</code> (the demo then goes on with its models in a new <code>config.yaml</code>), or add an entry below <code>models:</code> in its file; <code>llamaswap init</code> writes one from what the machine has.</p>
       </div>
     );
   }

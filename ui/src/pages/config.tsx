@@ -11,7 +11,7 @@ import { plural } from "../lib/format";
 import { on } from "../lib/link";
 import { type Block, FoundHere, chosenBlocks } from "../lib/found";
 import { ImpactList } from "../lib/impact";
-import { insertUnder } from "../lib/insert";
+import { insertUnder, lineOf } from "../lib/insert";
 import type { Schema } from "../lib/schema";
 import { route, setQuery } from "../lib/router";
 import { features } from "../lib/state";
@@ -118,6 +118,9 @@ export function ConfigPage() {
         schema: () => schema.current,
         changed: (text) => draft.typed(text),
       });
+      // The entry of a model that another page leads to.
+      const line = lineOf(draft.text.peek(), "models", route.peek().query.get("at") ?? "");
+      if (line) editor.current.goTo(line);
     });
     return () => {
       alive = false;

@@ -12,7 +12,7 @@ import { memoryOf, memoryText, useMemory } from "../lib/memory";
 import { pref } from "../lib/prefs";
 import { parameters, sizeText, weight } from "../lib/size";
 import { href, route, setQuery } from "../lib/router";
-import { activitySettled, byName, features, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, servedBy, stateShown } from "../lib/state";
+import { activitySettled, byName, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, servedBy, stateShown } from "../lib/state";
 import { Btn, Empty, FailedMark, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
 import type { ActivityPage, ModelStatus, Peer } from "../lib/types";
 
@@ -226,7 +226,7 @@ export function Models() {
           <span><b>{localModels.value.length}</b> local</span>
           {peerModels.value.length > 0 && <span><b>{peerModels.value.length}</b> at peers</span>}
         </p>
-        {features.value.config_edit && <a class="btn" href={href("add")}><Icon name="plus" size={14} /> Add a model</a>}
+        <a class="btn" href={href("add")}><Icon name="plus" size={14} /> Add a model</a>
       </div>
       <div class="toolbar filters" role="search">
         <input

@@ -3,7 +3,7 @@ import { useSignal } from "@preact/signals";
 import type { Message, Stats } from "../../lib/chat";
 import { busy, edited, proceed, regenerate, runTool, running, turnTo } from "../../lib/conversation";
 import type { ToolCall } from "../../lib/convo";
-import { count, duration, plural, rate } from "../../lib/format";
+import { count, duration, plural, rate, seconds } from "../../lib/format";
 import { Icon } from "../../lib/icons";
 import { Markdown } from "../../lib/markdownview";
 import { isKnown } from "../../lib/mcp";
@@ -34,7 +34,7 @@ export function AnswerBody({ message, final, raw, tool }: { message: Message; fi
     <>
       {message.reasoning && (
         <details class="reasoning" open={!final && !message.text}>
-          <summary>{message.stats?.thought ? `Thought for ${duration(message.stats.thought)}` : final ? "Thoughts" : "Thinking"}</summary>
+          <summary>{message.stats?.thought ? `Thought for ${seconds(Math.max(100, message.stats.thought))}` : final ? "Thoughts" : "Thinking"}</summary>
           <pre class="plaintext">{message.reasoning}</pre>
         </details>
       )}
@@ -121,7 +121,7 @@ export function Bubble({ message, index, last }: { message: Message; index: numb
         <AnswerBody message={message} final={!working} raw={raw.value} tool={last ? (call, run) => void runTool(index, call, run) : undefined} />
       )}
       <footer class="bubble-foot">
-        {message.role === "assistant" && <span class="num muted grow">{statsLine(message.stats)}</span>}
+        {message.role === "assistant" && <span class="num muted grow">{working && !message.text && !message.reasoning ? "" : statsLine(message.stats)}</span>}
         {message.others && message.others.length > 0 && !working && (
           <>
             <IconButton icon="left" label="Earlier answer" size={14} onClick={() => turnTo(index, -1)} />
