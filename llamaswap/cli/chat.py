@@ -121,7 +121,12 @@ def respond(context: CliContext, conversation: Conversation, prompt: JsonObject,
 @click.option("--temperature", type=float, help="Sampling temperature.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Limit of tokens per response.")
 @click.option(
-    "-i", "--image", "images", multiple=True, type=click.Path(path_type=Path, exists=True), help="An image to attach."
+    "-i",
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="An image to attach.",
 )
 @click.option("--stats", is_flag=True, help="Print the speed of each response.")
 @remote

@@ -50,6 +50,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 """Names that other programs have for a command -> the command and its first options."""
 COMPLETE = "_LLAMASWAP_COMPLETE"
+WANTS_JSON = "llamaswap.json"  # in the context's meta: whether the words have --json
 
 
 class UnknownCommand(click.ClickException):
@@ -91,13 +92,17 @@ class Commands(click.Group):
             raise UnknownCommand(args[0])
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words; whether --json is among them is known even if the command refuses the others."""
+        ctx.meta[WANTS_JSON] = "--json" in args[: args.index("--") if "--" in args else None]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; with --json its error is a document too."""
-        words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            if "--json" not in words[: words.index("--") if "--" in words else None]:
+            if not ctx.meta[WANTS_JSON]:
                 raise
             status = getattr(error, "status", None)
             click.echo(json.dumps({"error": {"message": error.format_message(), "status": status}}))

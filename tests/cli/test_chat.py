@@ -1,8 +1,10 @@
 """`run`: a conversation in the terminal, the choice of its model, and images."""
 
 import base64
+import io
 import json
 import os
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from click import Abort
@@ -35,8 +37,8 @@ class ConversationCase(SynchronousTestCase):
         self.context = CliContext(connect=lambda url, key: ApiClient(url, self.server.send, key))
 
     def talk(self, *lines):
-        conversation = Conversation("owl")
-        talk(self.context, conversation, False, Typed(*lines))
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            talk(self.context, Conversation("owl"), False, Typed(*lines))
         return [body for body in self.server.bodies if body]
 
 
@@ -90,7 +92,9 @@ class TalkTests(ConversationCase):
 class ChoiceTests(ConversationCase):
     def test_model_is_chosen_by_number_name_or_its_beginning(self):
         for typed, chosen in (("1", "owl"), ("cat", "cat"), ("o", "owl"), ("cat-", "cat-big")):
-            self.assertEqual(choose(self.context, Typed("0", "9", "ca", "", typed)), chosen)
+            with redirect_stderr(io.StringIO()) as shown:
+                self.assertEqual(choose(self.context, Typed("0", "9", "ca", "", typed)), chosen)
+            self.assertIn("2  cat\n", shown.getvalue())
 
     def test_only_model_is_not_asked_for_and_an_end_of_input_leaves(self):
         self.assertRaises(Abort, choose, self.context, Typed())

@@ -56,6 +56,7 @@ class AppTests(SynchronousTestCase):
             (["check", "--json", "--nope"], None, 2),
             (["service", "install", "--json", "--nope"], None, 2),
             (["fly", "--json"], None, 2),
+            (["keys", "list", "/no/file", "--json"], None, 1),
         ):
             done = invoke(words, server)
             self.assertEqual((done.exit_code, done.stderr), (code, ""), words)
@@ -100,6 +101,15 @@ class AppTests(SynchronousTestCase):
     def test_module_runs_commands_and_flags(self):
         self.assertIn("version:", self.run_module("-version").stdout)
         self.assertIn("Usage: llamaswap ps", self.run_module("help", "ps").stdout)
+
+    def test_service_starts_without_importing_commands(self):
+        code = (
+            "import sys, llamaswap.tap, llamaswap.app.service; from llamaswap.cli.flags import main\n"
+            "print([name for name in sys.modules if name.split('.')[0] in ('click', 'rich', 'curses')])\n"
+            "print(sorted(name for name in sys.modules if name.startswith('llamaswap.cli')))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.stdout, "[]\n['llamaswap.cli', 'llamaswap.cli.flags']\n", done.stderr)
 
     def test_shell_completion_lists_commands(self):
         done = self.run_module(_LLAMASWAP_COMPLETE="bash_complete", COMP_WORDS="llamaswap un", COMP_CWORD="1")
