@@ -28,6 +28,7 @@ def hub_document(environ: Mapping[str, str], path: str) -> object:
     """A JSON document of Hugging Face, or of the server that HF_ENDPOINT names. Blocks for seconds; raises OSError or
     ValueError."""
     from http.client import HTTPException  # here, because these modules are rarely needed
+    from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen
 
     token = environ.get("HF_TOKEN")
@@ -36,6 +37,11 @@ def hub_document(environ: Mapping[str, str], path: str) -> object:
     try:
         with urlopen(request, timeout=HUB_TIMEOUT) as response:
             return json.loads(response.read(HUB_LIMIT))
+    except HTTPError:
+        raise
+    except URLError as error:
+        reason = error.reason
+        raise OSError((reason.strerror if isinstance(reason, OSError) else "") or str(reason)) from None
     except HTTPException as error:
         raise OSError(f"{type(error).__name__}: {error}") from None
 

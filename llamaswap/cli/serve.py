@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from twisted.application.twist._twist import Twist
 
-from llamaswap.cli.flags import main
+from llamaswap.cli.flags import DEFAULT_CONFIG, main
 
 
 @click.command()
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, help="host:port or :port.")
-def demo(listen: str) -> None:
+@click.option("--allow-config-edit", is_flag=True, help="Write a config.yaml of it here, which the page may change.")
+def demo(listen: str, allow_config_edit: bool) -> None:
     """Run two tiny built-in models to try a swap."""
-    Twist.main(["twist", "llamaswap", "--demo", "--listen", listen])
+    if allow_config_edit and Path(DEFAULT_CONFIG).exists():
+        raise click.ClickException(
+            f"{DEFAULT_CONFIG} exists here, and the demo would write it; use another folder, or start "
+            "`llamaswap serve --allow-config-edit` with that file"
+        )
+    # Without a configuration file this flag begins with the demo's.
+    Twist.main(["twist", "llamaswap", "--allow-config-edit" if allow_config_edit else "--demo", "--listen", listen])
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

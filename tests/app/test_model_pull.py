@@ -7,10 +7,16 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.app.model_pull import OUTPUT_LIMIT, CommandPuller
+from llamaswap.app.model_pull import OUTPUT_LIMIT, CommandPuller, hub_document
 from llamaswap.web.errors import HttpError
 from llamaswap.web.ollama_models import PulledFiles
 from tests.cli.doubles import Server, invoke
+
+
+class HubDocumentTests(SynchronousTestCase):
+    def test_hub_that_cannot_be_reached_is_explained_without_python_words(self):
+        error = self.assertRaises(OSError, hub_document, {"HF_ENDPOINT": "nowhere://hub"}, "/api/models")
+        self.assertEqual(str(error), "unknown url type: nowhere")
 
 
 class Process:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.cli import serve
 from llamaswap.cli.command_group import COMMANDS
 from tests.cli.doubles import Server, chat, invoke
 from tests.cli.test_models import detail
@@ -24,6 +25,14 @@ class AppTests(SynchronousTestCase):
     def test_unknown_command_exits_2(self):
         self.assertEqual(invoke(["fly"]).exit_code, 2)
         self.assertEqual(invoke(["help", "fly"]).exit_code, 2)
+
+    def test_demo_to_be_edited_leaves_an_existing_configuration_alone(self):
+        config = Path(self.mktemp())
+        config.write_text("models: {}\n", encoding="utf-8")
+        self.patch(serve, "DEFAULT_CONFIG", str(config))
+        done = invoke(["demo", "--allow-config-edit"])
+        self.assertEqual((done.exit_code, config.read_text(encoding="utf-8")), (1, "models: {}\n"))
+        self.assertIn("exists here", done.stderr)
 
     def test_mistyped_command_is_answered_with_the_right_one(self):
         for words in (["unlaod"], ["help", "unlaod"]):

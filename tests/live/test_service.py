@@ -460,7 +460,8 @@ class DemoTests(SynchronousTestCase):
             self.assertEqual(product.ask("/ui/")[0], 200)
 
     def test_demo_that_may_be_edited_is_written_to_a_file_first(self):
-        with Product(None, "--allow-config-edit") as product:
-            self.assertEqual(product.json("/v1/chat/completions", chat("parrot"))["model"], "parrot")
-            self.assertTrue(product.json("/api/config/status")["editable"])
-            self.assertIn("parrot:", product.ask("/api/config")[2].decode())
+        for program in (("-m", "twisted", "llamaswap"), ("-m", "llamaswap", "demo")):
+            with Product(None, "--allow-config-edit", program=program) as product:
+                self.assertEqual(product.json("/v1/chat/completions", chat("parrot"))["model"], "parrot")
+                self.assertTrue(product.json("/api/config/status")["editable"])
+                self.assertIn("parrot:", (product.home / "config.yaml").read_text(encoding="utf-8"))

@@ -112,7 +112,7 @@ export function FoundHere({ insert, word = "Insert" }: { insert: (blocks: Block[
         </section>
       )}
       {!data.servers.length && !data.models.length && !engines.length && (
-        <p class="muted">Nothing was found: no GGUF files in the usual folders, no engine in the PATH, no server on the usual ports.</p>
+        <p class="muted">Nothing was found: no GGUF files in ~/models, /models or the caches of Hugging Face, Ollama and LM Studio, no engine in the PATH, no server on the usual ports.</p>
       )}
       {!data.complete && <p class="muted">The search took too long and was stopped; there may be more.</p>}
       <div class="row end"><Btn small disabled={loading} onClick={reload}>Search again</Btn></div>

@@ -58,7 +58,7 @@ export function AddModel() {
     return (
       <div class="page">
         <h1>Add a model</h1>
-        <p>This server does not allow edits of its configuration. Start it with <code>--allow-config-edit</code> (the demo then goes on with its models in a new <code>config.yaml</code>), or add an entry below <code>models:</code> in its file; <code>llamaswap init</code> writes one from what the machine has.</p>
+        <p>This server does not allow edits of its configuration. Start it with <code>--allow-config-edit</code> (the demo: <code>llamaswap demo --allow-config-edit</code>), or add an entry below <code>models:</code> in its file; <code>llamaswap init</code> writes one from what the machine has.</p>
       </div>
     );
   }
@@ -142,10 +142,12 @@ function EntryForm({ entry }: { entry: Entry }) {
           <Field label="ID" hint="the name that requests use">
             <input class="input" value={entry.id} onInput={(event) => set({ id: event.currentTarget.value })} />
           </Field>
-          <div class="cols2">
-            {flagField("Context", "tokens", flags.context)}
-            {flagField("GPU layers", "99 for all", flags.layers)}
-          </div>
+          {flags.context.length > 0 && (
+            <div class="cols2">
+              {flagField("Context", "tokens", flags.context)}
+              {flagField("GPU layers", "99 for all", flags.layers)}
+            </div>
+          )}
           <Field label="Command" hint="one flag per line">
             <textarea class="input mono" rows={Math.min(14, entry.cmd.split("\n").length + 1)} spellcheck={false} value={entry.cmd} onInput={(event) => set({ cmd: event.currentTarget.value })} />
           </Field>
