@@ -5,18 +5,30 @@ Nothing here changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
 from math import inf
+from operator import ge
 
 from attrs import define
 
 from llamaswap.errors import DoesNotFit, NoHost
 from llamaswap.scheduling.hosts import MAX_NAMED, obstacles, shown
-from llamaswap.scheduling.memory import RAM, Placement, need_in_words, room_in_words
-from llamaswap.scheduling.memory_planner import eviction_cost, known_need, need_on, placement_by_memory
-from llamaswap.scheduling.state import Decision, Phase, SchedulerState
+from llamaswap.scheduling.memory import BUSY, RAM, MemoryNeed, Placement, need_in_words, room_in_words
+from llamaswap.scheduling.memory_planner import (
+    IDLE_OFFSET,
+    eviction_cost,
+    known_need,
+    load_seconds,
+    need_on,
+    placement_by_memory,
+    use_of,
+)
+from llamaswap.scheduling.state import Decision, HostRoom, Phase, SchedulerState
 
+Shapes = list[list[int]]
 NO_PLACEMENT = Placement()
+NO_ROOM = HostRoom(0, (), (), {}, known=True, servers=())
 UNMEASURED = 1e11  # the cost of a host whose memory is not known yet: any other one with room comes first
 TOO_SMALL = 1e12  # the cost of one that is too small for an estimated need: the model would be loaded alone there
 
@@ -48,33 +60,125 @@ def fit_on(state: SchedulerState, model: str, host: str, now: float) -> Fit:
     return Fit(host, running, evicts, placement, pinned)
 
 
-def best_fits(state: SchedulerState, model: str, hosts: Sequence[str], now: float) -> list[Fit]:
+def best_fits(state: SchedulerState, model: str, hosts: Sequence[str], now: float) -> Iterator[Fit]:
     """The model on each of these hosts, which are in the order of preference: the cheapest one first.
 
-    Of hosts that cost the same, one where less has to leave is preferred.
+    Of hosts that cost the same, one where less has to leave is preferred. A host is looked at closely only when what it
+    costs at least is no more than what the others cost.
     """
-    fits = [fit_on(state, model, host, now) for host in hosts]
-    for fit in fits:
-        need = need_on(state, model, fit.host) if state.rules.by_memory and fit.placement.sizes is None else None
-        measured = RAM in state.ledger_on(fit.host).devices
-        if need is not None and need.firm and measured and not fit.placement.obstacle and len(state.hosts) > 1:
-            fit.placement = Placement(obstacle="never")  # it has too few GPUs
-        if fit.pinned or fit.placement.obstacle:
-            fit.cost = inf
+    found: list[tuple[int, float, int, int, Fit | None]] = []
+    others: list[tuple[int, HostRoom, MemoryNeed | None, Shapes]] = []
+    here = need_on(state, model) if state.rules.by_memory else None
+    shapes = _shapes(here)
+    for index, host in enumerate(hosts):
+        room = (state.rooms.get(host) or _room_of(state, host)) if state.rules.by_memory else NO_ROOM
+        need, wanted = here, shapes
+        if host and model in room.needs:
+            need = need_on(state, model, host)
+            wanted = _shapes(need)
+        if need is None or not room.known or not _holds(need.ram, wanted, room.ram, room.gpus):
+            others.append((index, room, need, wanted))
             continue
-        fit.cost = eviction_cost(state, model, fit.evicts, now)
-        if need is not None:
-            fit.cost += TOO_SMALL if measured else UNMEASURED
-    return sorted(fits, key=_order)
+        fit = priced(state, model, fit_on(state, model, host, now), now)
+        if not fit.evicts and fit.cost == 0.0:  # no other host is better
+            yield fit
+        else:
+            heappush(found, (*_order(fit), index, fit))
+    possible: dict[tuple[int, ...], bool] = {}
+    for index, room, need, wanted in others:
+        least, machine = 0.0, room.machine
+        if need is not None and not machine:
+            least = UNMEASURED
+        elif need is not None:
+            can = possible.get(machine) if need is here else None
+            if can is None:
+                can = _holds(need.ram, wanted, machine[0], sorted(machine[1:], reverse=True))
+                if need is here:
+                    possible[machine] = can
+            if not can:
+                least = inf if need.firm else TOO_SMALL
+        heappush(found, (_rank(least, ""), least or _least_cost(room, now), 0, index, None))
+    while found:
+        _, _, _, index, known = heappop(found)
+        if known is not None:
+            yield known
+        else:
+            fit = priced(state, model, fit_on(state, model, hosts[index], now), now)
+            heappush(found, (*_order(fit), index, fit))
 
 
 def _order(fit: Fit) -> tuple[int, float, int]:
-    """Hosts with room by what has to leave; then those that other programs or kept models fill, then those that are too
-    small."""
-    rank = 0
-    if fit.cost >= TOO_SMALL:
-        rank = 2 if fit.pinned else 1 + ("foreign", "kept", "", "never").index(fit.placement.obstacle)
-    return rank, fit.cost, len(fit.evicts)
+    return _rank(fit.cost, "kept" if fit.pinned else fit.placement.obstacle), fit.cost, len(fit.evicts)
+
+
+def priced(state: SchedulerState, model: str, fit: Fit, now: float) -> Fit:
+    """The fit with its cost."""
+    need = need_on(state, model, fit.host) if state.rules.by_memory and fit.placement.sizes is None else None
+    measured = RAM in state.ledger_on(fit.host).devices
+    if need is not None and need.firm and measured and not fit.placement.obstacle and len(state.hosts) > 1:
+        fit.placement = Placement(obstacle="never")  # it has too few GPUs
+    if fit.pinned or fit.placement.obstacle:
+        fit.cost = inf
+        return fit
+    fit.cost = eviction_cost(state, model, fit.evicts, now)
+    if need is not None:
+        fit.cost += TOO_SMALL if measured else UNMEASURED
+    return fit
+
+
+def _rank(cost: float, obstacle: str) -> int:
+    """Hosts with room come first; then those that other programs or kept models fill, then those that are too small."""
+    return 0 if cost < TOO_SMALL else 1 + ("foreign", "kept", "", "never").index(obstacle)
+
+
+def _shapes(need: MemoryNeed | None) -> Shapes:
+    """The sizes of each option of a need, the largest first. Which GPUs it names does not count."""
+    return [sorted((share.size for share in option), reverse=True) for option in need.options] if need else []
+
+
+def _holds(ram: int, shapes: Shapes, free_ram: int, gpus: Sequence[int]) -> bool:
+    """Whether a need may fit into these rooms, the largest GPU first."""
+    if free_ram < ram:
+        return False
+    return any(len(sizes) <= len(gpus) and all(map(ge, gpus, sizes)) for sizes in shapes)
+
+
+def _room_of(state: SchedulerState, host: str) -> HostRoom:
+    """What is left of a host; it is kept until something there changes."""
+    room = state.rooms.get(host)
+    if room is None:
+        ledger = state.ledger_on(host)
+        left = {name: device.total - device.reserve - device.foreign for name, device in ledger.devices.items()}
+        known = True
+        for server in state.servers_on(host).values():
+            sizes = use_of(state, server) if server.uses_memory else ledger.used.get(server.model, {})
+            known = known and sizes is not None
+            for device, size in (sizes or {}).items():
+                left[device] = left.get(device, 0) - size
+        most = {name: device.total - device.reserve for name, device in ledger.devices.items()}
+        names = [name for name in ledger.devices if name != RAM]
+        machine = (most[RAM], *(most[name] for name in names)) if RAM in most else ()
+        gpus = sorted((left[name] for name in names), reverse=True)
+        servers = [(load_seconds(state, server), server) for server in state.servers_on(host).values()]
+        room = HostRoom(left.get(RAM, 0), gpus, machine, ledger.needs, known, servers)
+        state.rooms[host] = room
+    return room
+
+
+def _least_cost(room: HostRoom, now: float) -> float:
+    """What the eviction of anything on a host costs at least."""
+    least, until = inf, now + IDLE_OFFSET
+    for seconds, server in room.servers:
+        since = server.idle_since
+        if since is not None:
+            cost = seconds / (until - since)
+        elif server.phase is Phase.READY:
+            cost = BUSY
+        else:
+            return 0.0
+        if cost < least:
+            least = cost
+    return least if room.servers else 0.0
 
 
 def without_host(state: SchedulerState, model: str) -> Decision:

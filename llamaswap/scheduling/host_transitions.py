@@ -40,6 +40,7 @@ class HostTransitions(MemoryTransitions):
         for name, facts in self.hosts.items():
             known = before.get(name)
             if facts is not known and name:
+                self.rooms.pop(name, None)
                 self._note_use(facts.ledger, name, now)
             if facts.drained and not (known is not None and known.drained):
                 for server in [*self.servers_on(name).values()]:
@@ -84,6 +85,7 @@ class HostTransitions(MemoryTransitions):
 
     def memory_changed(self, ledger: Ledger, now: float) -> list[Effect]:
         if self.hosts:
+            self.rooms.pop("", None)
             self.hosts = {**self.hosts, "": evolve(self.hosts[""], ledger=ledger)}
         return super().memory_changed(ledger, now)
 

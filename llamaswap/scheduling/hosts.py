@@ -71,11 +71,14 @@ def candidates(hosts: Mapping[str, HostFacts], model: str, place: Place) -> list
     Those with its weights in their page cache come first, then those that `place` lists, in its order; if it lists
     none, this machine and then the others by name.
     """
-    allowed = allowed_by(hosts, place)
-    found = [name for name in allowed if name in hosts and not obstacle_on(hosts[name], model, place)]
-    if len(found) > 1:
-        found.sort(key=lambda name: model not in hosts[name].cached_models)
-    return found
+    if place.gpus or place.vram or place.labels or place.hosts:
+        found = [
+            name for name in allowed_by(hosts, place) if name in hosts and not obstacle_on(hosts[name], model, place)
+        ]
+    else:  # the same for any host, without a call for each of many
+        found = [name for name, one in hosts.items() if one.online and not one.drained and not one.missing.get(model)]
+    cached = [name for name in found if model in hosts[name].cached_models]
+    return [*cached, *(name for name in found if name not in cached)] if cached else found
 
 
 def allowed_by(hosts: Mapping[str, HostFacts], place: Place) -> Iterable[str]:

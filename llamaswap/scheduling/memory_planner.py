@@ -81,13 +81,13 @@ def occupants(
         if name == model or name in evicted:
             continue
         if server.uses_memory:
-            found.append(Occupant(name, _use_of(state, server), _cost(state, server, model, now)))
+            found.append(Occupant(name, use_of(state, server), cost_of(state, server, model, now)))
         elif used := state.ledger_on(host).used.get(name):  # it is suspended, or was until it began to stop
-            found.append(Occupant(name, used, _cost(state, server, model, now)))
+            found.append(Occupant(name, used, cost_of(state, server, model, now)))
     return found
 
 
-def _use_of(state: SchedulerState, server: ModelState) -> Sizes | None:
+def use_of(state: SchedulerState, server: ModelState) -> Sizes | None:
     """What a model that is up uses at most; None if it is unknown."""
     ledger = state.ledger_on(server.host)
     if server.phase is not Phase.LOADING:
@@ -113,7 +113,7 @@ def suspendable(state: SchedulerState, decision: Decision, victims: Iterable[Mod
     room -= sum((one.sizes or {}).get(RAM, 0) for one in beside)
     found = set()
     for victim in sorted(victims, key=lambda one: -load_seconds(state, one)):
-        use = _use_of(state, victim)
+        use = use_of(state, victim)
         size = victim.suspended_size
         if size is None and use is not None:
             size = sum(use.values())
@@ -125,10 +125,10 @@ def suspendable(state: SchedulerState, decision: Decision, victims: Iterable[Mod
 
 def eviction_cost(state: SchedulerState, model: str, evicts: Iterable[str], now: float) -> float:
     """What the eviction of these models for another one costs."""
-    return sum(_cost(state, state.models[name], model, now) for name in evicts)
+    return sum(cost_of(state, state.models[name], model, now) for name in evicts)
 
 
-def _cost(state: SchedulerState, server: ModelState, target: str, now: float) -> float:
+def cost_of(state: SchedulerState, server: ModelState, target: str, now: float) -> float:
     """What the eviction of a model costs: seconds to load it again, less the longer it has been unused. A model that
     leaves anyway, or is loaded for no request, costs nothing."""
     name = server.model
@@ -217,7 +217,7 @@ def memory_reason(state: SchedulerState, model: str, placement: Placement, now: 
         server = state.models[name]
         if server.phase is Phase.STOPPING:
             continue
-        sizes = _use_of(state, server)
+        sizes = use_of(state, server)
         size = "unknown use" if sizes is None else in_words(sum(sizes.values()))
         idle = "" if server.idle_since is None else f", idle for {max(0.0, now - server.idle_since):.0f} s"
         costs.append(f"{name} ({size}{idle}, loads in {load_seconds(state, server):.1f} s)")

@@ -34,7 +34,7 @@ from llamaswap.scheduling.memory_planner import (
 )
 from llamaswap.scheduling.state import ActiveSwap, Decision, ModelState, Phase, Reservation, SchedulerState
 
-MAX_ALTERNATIVES = 4  # hosts that are tried if a load on the cheapest one would have to wait
+MAX_ALTERNATIVES = 3  # further hosts that are tried if a load on the cheapest one would have to wait
 
 
 def decision_for(
@@ -76,10 +76,14 @@ def placement_for(
     if not hosts:
         return without_host(state, model)
     fits = best_fits(state, model, hosts, now)
-    if fits[0].cost >= TOO_SMALL and (refusal := without_room_on_any(state, model, fits)) is not None:
+    best = next(fits)
+    if (
+        best.cost >= TOO_SMALL
+        and (refusal := without_room_on_any(state, model, [best, *islice(fits, MAX_ALTERNATIVES)])) is not None
+    ):
         return refusal
-    first = load_on(state, model, fits[0], holders, others, now, starved)
-    for fit in fits[1:MAX_ALTERNATIVES]:
+    first = load_on(state, model, best, holders, others, now, starved)
+    for fit in islice(fits, MAX_ALTERNATIVES):
         if first.action == "load" or fit.cost >= BUSY:
             break
         other = load_on(state, model, fit, holders, others, now, starved)
@@ -107,7 +111,7 @@ def _beside_own_process(
         if not elsewhere or (here.action == "load" and (server.phase is Phase.SUSPENDED or not here.evicts)):
             return here
         if server.phase is Phase.SUSPENDED and (
-            here.error is None or best_fits(state, model, elsewhere, now)[0].cost == inf
+            here.error is None or next(best_fits(state, model, elsewhere, now)).cost == inf
         ):
             return here
     return evolve(decision, moves=server.phase is Phase.SUSPENDED)

@@ -195,6 +195,7 @@ class Scheduler(HostTransitions):
         earlier_victims = self.alone.pop(swap.model, ())
         if error is None:
             server.phase = Phase.READY
+            self.rooms.pop(server.host, None)
             server.ready_at = now
             server.load_seconds = now - server.load_began
             server.worked_at = None
@@ -241,6 +242,7 @@ class Scheduler(HostTransitions):
         if server is None or not server.suspending:
             return []  # its stop was requested meanwhile, and `stopped` will follow
         server.phase = Phase.SUSPENDED
+        self.rooms.pop(server.host, None)
         server.suspending = False
         self._mark_idle(server, now)
         self._limit_suspended()
@@ -254,6 +256,7 @@ class Scheduler(HostTransitions):
             return []
         server.phase = Phase.STOPPED
         self.occupied[server.host].pop(model, None)
+        self.rooms.pop(server.host, None)
         server.stale = server.suspending = server.freed_memory = False
         self._discard_unused(server)
         self._reschedule(now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from math import exp, inf, log1p
@@ -27,6 +28,7 @@ from llamaswap.scheduling.effects import (
     Suspend,
     Ticket,
 )
+from llamaswap.scheduling.hosts import HostFacts
 from llamaswap.scheduling.memory import Ledger
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.selectors import READY, STARTING, Chooser
@@ -82,13 +84,17 @@ class WaitTimes:
 
 @define
 class SimulationResult:
-    """What happened. `loads` are by model, with the resumes of suspended models; `refused` is by the kind of error."""
+    """What happened. `loads` are by model, with the resumes of suspended models; `refused` is by the kind of error.
+
+    `moved` counts the loads on another host than the one before.
+    """
 
     requests: int = 0
     waits: WaitTimes = Factory(WaitTimes)
     loads: Counter[str] = Factory(Counter)
     load_seconds: float = 0.0
     refused: Counter[str] = Factory(Counter)
+    moved: int = 0
 
 
 class EvictAll:
@@ -117,16 +123,22 @@ class _VirtualServer:
     suspended: bool = False
     loading: int = 0
     load_begins: float = inf
+    host: str | None = None
 
 
 @define(eq=False)
 class Simulation:
-    """Performs the scheduler's effects on virtual servers. `replicas` are the servers of models that have several."""
+    """Performs the scheduler's effects on virtual servers. `replicas` are the servers of models that have several.
+
+    `hosts` are those that are known from a time on. `make` makes the scheduler, or one that measures.
+    """
 
     rules: Rules
     ledger: Ledger
     times: ServerTimes
     replicas: Mapping[str, Selector] = Factory(dict)
+    hosts: Sequence[tuple[float, Mapping[str, HostFacts]]] = ()
+    make: Callable[[Rules], Scheduler] = Scheduler
     result: SimulationResult = field(factory=SimulationResult, init=False)
     _scheduler: Scheduler = field(init=False)
     _chooser: Chooser = field(factory=Chooser, init=False)
@@ -139,8 +151,13 @@ class Simulation:
     _now: float = field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._scheduler = Scheduler(self.rules)
+        self._scheduler = self.make(self.rules)
         self._scheduler.memory_changed(self.ledger, self._now)
+        for at, known in self.hosts:
+            self._after(at, partial(self._know, known))
+
+    def _know(self, hosts: Mapping[str, HostFacts]) -> Iterable[Effect]:
+        return self._scheduler.hosts_changed(hosts, self._now)
 
     def run(self, requests: Iterable[RecordedRequest]) -> SimulationResult:
         """Play the requests, which are in the order of their times, until all of them have ended."""
@@ -240,6 +257,8 @@ class Simulation:
             return self._scheduler.swap_finished(effect.generation, None, self._now)
 
         self.result.loads[model] += 1
+        self.result.moved += server.host not in (None, effect.host)
+        server.host = effect.host
         self._after(server.load_begins + seconds, ready)
 
     def _abandon(self, generation: int) -> None:

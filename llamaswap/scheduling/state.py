@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from math import inf
 
@@ -14,7 +14,7 @@ from llamaswap.config.schema.routing import FifoSettings
 from llamaswap.errors import FailureRecord, LlamaswapError
 from llamaswap.scheduling.effects import Effect, Ticket
 from llamaswap.scheduling.hosts import HostFacts
-from llamaswap.scheduling.memory import Ledger, Sizes
+from llamaswap.scheduling.memory import Ledger, MemoryNeed, Sizes
 
 PRIORITY_SCALE = 10.0
 """A priority of this much halves the fairness window: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
@@ -147,6 +147,22 @@ class ModelState:
         return min(self.stay_end, self.idle_since + IDLE_LINGER_LOADS * self.load_seconds)
 
 
+@define(eq=False)
+class HostRoom:
+    """What is left of a host beside everything that has a process there, `known` if the use of all of it is.
+
+    `gpus` are the rooms of the GPUs, the largest first, `machine` is what RAM and GPUs have at most; `needs` were found
+    on the host. `servers` have a process there, each with the seconds of its load.
+    """
+
+    ram: int
+    gpus: Sequence[int]
+    machine: tuple[int, ...]
+    needs: Mapping[str, MemoryNeed]
+    known: bool
+    servers: Sequence[tuple[float, ModelState]]
+
+
 class RequestStage(Enum):
     """How far a request has come."""
 
@@ -241,9 +257,9 @@ class SchedulerState:
 
     `enlarged` has factors for the needs of models that ran out of memory. Models in `alone` did so at their last load,
     which had evicted these models; the next one evicts all others. `hosts` are known, by name, this machine first, if
-    there are several. `occupied` are the models with a process by host. `lost` has the hosts on
-    which models were when those vanished; `missed` hosts vanished with so many others that what they ran is not loaded
-    elsewhere.
+    there are several. `occupied` are the models with a process by host, `rooms` is what was found to be left beside
+    them. `lost` has the hosts on which models were when those vanished; `missed` hosts vanished with so many others
+    that what they ran is not loaded elsewhere.
     """
 
     rules: Rules
@@ -260,6 +276,7 @@ class SchedulerState:
     alone: dict[str, tuple[str, ...]] = field(factory=dict, init=False)
     hosts: Mapping[str, HostFacts] = field(factory=dict, init=False)
     occupied: dict[str, dict[str, ModelState]] = field(factory=dict, init=False)
+    rooms: dict[str, HostRoom] = field(factory=dict, init=False)
     lost: dict[str, str] = field(factory=dict, init=False)
     missed: frozenset[str] = field(default=frozenset(), init=False)
     _effects: list[Effect] = field(factory=list, init=False)

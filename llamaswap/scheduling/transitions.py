@@ -171,6 +171,8 @@ class Transitions(SchedulerState):
     def _occupy(self, server: ModelState, host: str) -> None:
         """A process of the server is on this host, or about to be."""
         self.occupied.get(server.host, {}).pop(server.model, None)
+        self.rooms.pop(server.host, None)
+        self.rooms.pop(host, None)
         self.occupied.setdefault(host, {})[server.model] = server
         server.host = host
 
@@ -211,6 +213,7 @@ class Transitions(SchedulerState):
         """The server gets no more requests, and those it serves no longer keep it."""
         if server.phase is Phase.STOPPED:
             self._occupy(server, server.host)
+        self.rooms.pop(server.host, None)
         self._disarm_idle(server)
         if server.phase is Phase.READY:
             self.failures.pop(server.model, None)

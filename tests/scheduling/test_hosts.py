@@ -169,6 +169,14 @@ class ChoiceTests(SynchronousTestCase):
         world.run("a", "c", "b")
         self.assertEqual(world.hosts(), {"a": "", "c": "nas", "b": "nas"})
 
+    def test_need_that_only_another_host_knows_counts_there(self) -> None:
+        """This machine may have no file to estimate it from."""
+        world = hosts(here=10, nas=100, box=50).run("b", "c")
+        world.perform(world.scheduler.memory_changed(ram_of(10, hold=0.0), world.now))
+        world.change("nas", ledger=ram_of(100, needs={"a": MemoryNeed(50)}))
+        swap = world.load("a")
+        self.assertEqual((swap.host, swap.sizes, swap.evict), ("nas", {"ram": 50}, ()))
+
     def test_gpus_are_those_of_the_chosen_host(self) -> None:
         world = hosts(here=100)
         world.needs["a"] = MemoryNeed(0, ((GpuShare(20),),))

@@ -20,9 +20,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config.schema.hosts import Place
 from llamaswap.errors import StartFailed
 from llamaswap.scheduling.effects import StartSwap
-from llamaswap.scheduling.hosts import HostFacts
+from llamaswap.scheduling.host_planner import TOO_SMALL, best_fits, fit_on, priced
+from llamaswap.scheduling.hosts import HostFacts, candidates
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
-from llamaswap.scheduling.state import ModelRules, Rules
+from llamaswap.scheduling.state import ModelRules, Phase, Rules
 from tests.scheduling.world import Conflicts, World, fifo, pairs
 
 MODELS = "abcde"
@@ -35,7 +36,7 @@ class ClusterWorld(World):
     """A world of several hosts. `needs` are the sizes per GPU of each model and its RAM, `total` is what each host has.
 
     `where` is the host of each model's last load, `taken` what models that are up use there; `away` hosts are offline,
-    `drained` ones get nothing new, `missed` says that the others may run on.
+    `drained` ones get nothing new, on `learned` ones the needs are known.
     """
 
     relation: Conflicts = Factory(lambda: Conflicts(()))
@@ -49,6 +50,7 @@ class ClusterWorld(World):
     away: set[str] = Factory(set)
     drained: set[str] = Factory(set)
     cached: dict[str, str] = Factory(dict)
+    learned: set[str] = Factory(lambda: {""})
 
     def ledger(self, host: str) -> Ledger:
         devices = {name: Device(size) for name, size in self.total[host].items()}
@@ -58,7 +60,7 @@ class ClusterWorld(World):
             model: MemoryNeed(ram, (tuple(GpuShare(size) for size in gpus),), "learned")
             for model, (gpus, ram) in self.needs.items()
         }
-        return Ledger(devices, {} if host else needs, used, {}, 0.0)
+        return Ledger(devices, needs if host in self.learned else {}, used, {}, 0.0)
 
     def send(self) -> None:
         if self.rules.by_memory:
@@ -128,6 +130,26 @@ class ClusterWorld(World):
                 over = {device: left for device, left in self.room(host).items() if left < 0}
                 assert not over, f"{host} is over its capacity: {over}"
 
+    def check(self) -> None:
+        super().check()
+        for model in MODELS:
+            if self.scheduler.phase(model) is Phase.STOPPED:
+                self.check_choice(model)
+
+    def check_choice(self, model: str) -> None:
+        """The host that is chosen by bounds and pruning is the one that a look at all hosts would choose."""
+        state, now = self.scheduler, self.now
+        names = candidates(state.hosts, model, self.rules.models[model].place)
+        if not names:
+            return
+        fits = [priced(state, model, fit_on(state, model, name, now), now) for name in names]
+        best = min(fits, key=lambda fit: (fit.cost, len(fit.evicts)))
+        first = next(best_fits(state, model, names, now))
+        if best.cost < TOO_SMALL:
+            assert first == best, f"{model} would go to {first}, but {best} is better"
+        else:
+            assert first.cost >= TOO_SMALL
+
     def lose(self, model: str) -> None:
         super().lose(model)
         self.taken.pop(model, None)
@@ -161,8 +183,9 @@ class HostMachine(RuleBasedStateMachine):
         conflicts=st.sets(st.sampled_from(("ab", "cd", "ae", "bc")), max_size=3),
         suspends=st.sets(models, max_size=2),
         pinned=st.sets(models, max_size=1),
+        learned=st.sets(hosts),
     )
-    def begin(self, needs, total, places, memory, window, conflicts, suspends, pinned):
+    def begin(self, needs, total, places, memory, window, conflicts, suspends, pinned, learned):
         relation = Conflicts(pairs(*conflicts))
         for model in MODELS:  # one that needs more GPUs than any host has is loaded alone: a case of one host
             if len(needs[model][0]) > max(len(total[host]) - 1 for host in places[model] or HOSTS):
@@ -186,6 +209,7 @@ class HostMachine(RuleBasedStateMachine):
             relation=relation,
             needs=needs,
             total=total,
+            learned={"", *learned},
             allowed={model: tuple(places[model]) or HOSTS for model in MODELS},
         )
         self.world.send()
