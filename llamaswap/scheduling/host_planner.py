@@ -26,6 +26,7 @@ from llamaswap.scheduling.memory_planner import (
 )
 from llamaswap.scheduling.state import Decision, HostRoom, Phase, SchedulerState
 
+ROUNDING = 1 - 1e-9  # keeps a bound below what it bounds
 Shapes = list[list[int]]
 NO_PLACEMENT = Placement()
 NO_ROOM = HostRoom(0, (), (), {}, known=True, servers=())
@@ -85,6 +86,7 @@ def best_fits(state: SchedulerState, model: str, hosts: Sequence[str], now: floa
         else:
             heappush(found, (*_order(fit), index, fit))
     possible: dict[tuple[int, ...], bool] = {}
+    bounds: dict[int, tuple[HostRoom, Shapes]] = {}
     for index, room, need, wanted in others:
         least, machine = 0.0, room.machine
         if need is not None and not machine:
@@ -97,11 +99,16 @@ def best_fits(state: SchedulerState, model: str, hosts: Sequence[str], now: floa
                     possible[machine] = can
             if not can:
                 least = inf if need.firm else TOO_SMALL
+        if not least and need is not None and room.known:
+            bounds[index] = room, wanted
         heappush(found, (_rank(least, ""), least or _least_cost(room, now), 0, index, None))
     while found:
         _, _, _, index, known = heappop(found)
         if known is not None:
             yield known
+        elif (bound := bounds.pop(index, None)) is not None:  # a better bound, which takes longer
+            least = _least_to_free(*bound, now)
+            heappush(found, (_rank(least, ""), least, 0, index, None))
         else:
             fit = priced(state, model, fit_on(state, model, hosts[index], now), now)
             heappush(found, (*_order(fit), index, fit))
@@ -149,17 +156,18 @@ def _room_of(state: SchedulerState, host: str) -> HostRoom:
     if room is None:
         ledger = state.ledger_on(host)
         left = {name: device.total - device.reserve - device.foreign for name, device in ledger.devices.items()}
-        known = True
+        known, servers = True, []
         for server in state.servers_on(host).values():
             sizes = use_of(state, server) if server.uses_memory else ledger.used.get(server.model, {})
             known = known and sizes is not None
             for device, size in (sizes or {}).items():
                 left[device] = left.get(device, 0) - size
+            on_gpus = sum(size for device, size in (sizes or {}).items() if device != RAM)
+            servers.append((load_seconds(state, server), server, on_gpus))
         most = {name: device.total - device.reserve for name, device in ledger.devices.items()}
         names = [name for name in ledger.devices if name != RAM]
         machine = (most[RAM], *(most[name] for name in names)) if RAM in most else ()
         gpus = sorted((left[name] for name in names), reverse=True)
-        servers = [(load_seconds(state, server), server) for server in state.servers_on(host).values()]
         room = HostRoom(left.get(RAM, 0), gpus, machine, ledger.needs, known, servers)
         state.rooms[host] = room
     return room
@@ -168,7 +176,7 @@ def _room_of(state: SchedulerState, host: str) -> HostRoom:
 def _least_cost(room: HostRoom, now: float) -> float:
     """What the eviction of anything on a host costs at least."""
     least, until = inf, now + IDLE_OFFSET
-    for seconds, server in room.servers:
+    for seconds, server, _ in room.servers:
         since = server.idle_since
         if since is not None:
             cost = seconds / (until - since)
@@ -179,6 +187,28 @@ def _least_cost(room: HostRoom, now: float) -> float:
         if cost < least:
             least = cost
     return least if room.servers else 0.0
+
+
+def _least_to_free(room: HostRoom, shapes: Shapes, now: float) -> float:
+    """What it costs at least to free the GPU memory that a need lacks, as if parts of models could leave."""
+    lacking = [
+        sum(max(0, size - free) for size, free in zip(sizes, room.gpus, strict=False))
+        for sizes in shapes
+        if len(sizes) <= len(room.gpus)
+    ]
+    left, least, until = min(lacking, default=0), 0.0, now + IDLE_OFFSET
+    prices = []
+    for seconds, server, size in room.servers:
+        since = server.idle_since
+        busy = BUSY if server.phase is Phase.READY else 0.0
+        if size:
+            prices.append(((busy if since is None else seconds / (until - since)) / size, size))
+    for price, size in sorted(prices):
+        if left <= 0:
+            break
+        least += price * min(size, left)
+        left -= size
+    return least * ROUNDING
 
 
 def without_host(state: SchedulerState, model: str) -> Decision:

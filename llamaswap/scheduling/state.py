@@ -152,7 +152,7 @@ class HostRoom:
     """What is left of a host beside everything that has a process there, `known` if the use of all of it is.
 
     `gpus` are the rooms of the GPUs, the largest first, `machine` is what RAM and GPUs have at most; `needs` were found
-    on the host. `servers` have a process there, each with the seconds of its load.
+    on the host. `servers` have a process there, each with the seconds of its load and its MiB on GPUs.
     """
 
     ram: int
@@ -160,7 +160,7 @@ class HostRoom:
     machine: tuple[int, ...]
     needs: Mapping[str, MemoryNeed]
     known: bool
-    servers: Sequence[tuple[float, ModelState]]
+    servers: Sequence[tuple[float, ModelState, int]]
 
 
 class RequestStage(Enum):
