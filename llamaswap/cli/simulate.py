@@ -75,7 +75,10 @@ def rules_by_policy(config: Config) -> dict[str, Rules]:
     """The rules of each policy that is compared: the first is the base, the second the configuration's own."""
 
     def with_mode(mode: str) -> Rules:
-        return rules_of(evolve(config, routing=evolve(config.routing, memory=evolve(config.routing.memory, mode=mode))))
+        memory = evolve(config.routing.memory, mode=mode)
+        return rules_of(
+            evolve(config, routing=evolve(config.routing, memory=memory), hosts=None)
+        )  # all of it is played here
 
     own = "matrix" if config.routing.router.use == "matrix" else "groups"
     as_it_is = with_mode("off")

@@ -63,6 +63,11 @@ class SimulateTests(SynchronousTestCase):
         policies = self.document(*SIZES, config=matrix)["policies"]
         self.assertEqual((policies["matrix"]["loads"], policies["one at a time"]["loads"]), (2, 10))
 
+    def test_hosts_of_the_configuration_are_not_played(self):
+        elsewhere = "    hosts: {}\n" + CONFIG.replace("aliases: [first]", "aliases: [first], place: nas")
+        memory = self.document(*SIZES, config=elsewhere)["policies"]["memory"]
+        self.assertEqual((memory["loads"], memory["refused"]), (2, {}))
+
     def test_declared_memory_larger_than_the_budget_is_refused(self):
         self.record([(0, "c", 1)])
         self.assertEqual(self.document(*SIZES)["policies"]["memory"]["refused"], {"DoesNotFit": 1})
