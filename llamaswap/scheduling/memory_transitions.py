@@ -1,4 +1,5 @@
-"""Transitions of eviction by memory: other readings, memory that other programs need, and models that ran out of it."""
+"""Transitions for the sake of memory: other readings, memory that other programs need, models that ran out of it, and
+too many suspended ones."""
 
 from __future__ import annotations
 
@@ -59,6 +60,17 @@ class MemoryTransitions(Transitions):
             self._enqueue(entry)
         self._reschedule(now)
         return True
+
+    def _limit_suspended(self) -> None:
+        """Stop the models that have been suspended longest, if too many are."""
+        if not self.rules.fifo.max_asleep:
+            return
+        suspended = [server for server in self.models.values() if server.phase is Phase.SUSPENDED]
+        surplus = len(suspended) - self.rules.fifo.max_asleep
+        if surplus > 0:
+            unpinned = [server for server in suspended if server.model not in self.rules.pinned]
+            unpinned.sort(key=lambda server: server.idle_since or 0.0)
+            self._stop(unpinned[:surplus], "asleep")
 
     def _relieve(self, device: str, now: float, host: str) -> None:
         """Evict the cheapest unused model that uses this device, because other programs need its memory."""

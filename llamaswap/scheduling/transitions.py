@@ -190,17 +190,6 @@ class Transitions(SchedulerState):
         server.suspending = True
         self._effects.append(Suspend((server.model,), why))
 
-    def _limit_suspended(self) -> None:
-        """Stop the models that have been suspended longest, if too many are."""
-        if not self.rules.fifo.max_asleep:
-            return
-        suspended = [server for server in self.models.values() if server.phase is Phase.SUSPENDED]
-        surplus = len(suspended) - self.rules.fifo.max_asleep
-        if surplus > 0:
-            unpinned = [server for server in suspended if server.model not in self.rules.pinned]
-            unpinned.sort(key=lambda server: server.idle_since or 0.0)
-            self._stop(unpinned[:surplus], "asleep")
-
     def _stop(self, servers: Iterable[ModelState], why: str) -> None:
         models = []
         for server in servers:
