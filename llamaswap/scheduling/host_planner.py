@@ -88,17 +88,7 @@ def best_fits(state: SchedulerState, model: str, hosts: Sequence[str], now: floa
     possible: dict[tuple[int, ...], bool] = {}
     bounds: dict[int, tuple[HostRoom, Shapes]] = {}
     for index, room, need, wanted in others:
-        least, machine = 0.0, room.machine
-        if need is not None and not machine:
-            least = UNMEASURED
-        elif need is not None:
-            can = possible.get(machine) if need is here else None
-            if can is None:
-                can = _holds(need.ram, wanted, machine[0], sorted(machine[1:], reverse=True))
-                if need is here:
-                    possible[machine] = can
-            if not can:
-                least = inf if need.firm else TOO_SMALL
+        least = _least_if_unfit(room, need, wanted, possible if need is here else {})
         if not least and need is not None and room.known:
             bounds[index] = room, wanted
         heappush(found, (_rank(least, ""), least or _least_cost(room, now), 0, index, None))
@@ -171,6 +161,23 @@ def _room_of(state: SchedulerState, host: str) -> HostRoom:
         room = HostRoom(left.get(RAM, 0), gpus, machine, ledger.needs, known, servers)
         state.rooms[host] = room
     return room
+
+
+def _least_if_unfit(
+    room: HostRoom, need: MemoryNeed | None, wanted: Shapes, possible: dict[tuple[int, ...], bool]
+) -> float:
+    """What a host costs at least that is too small for a need, or not measured; 0 for others.
+
+    `possible` says of what hosts have at most whether the need fits there.
+    """
+    if need is None:
+        return 0.0
+    if not room.machine:
+        return UNMEASURED
+    if room.machine not in possible:
+        ram, *gpus = room.machine
+        possible[room.machine] = _holds(need.ram, wanted, ram, sorted(gpus, reverse=True))
+    return 0.0 if possible[room.machine] else inf if need.firm else TOO_SMALL
 
 
 def _least_cost(room: HostRoom, now: float) -> float:
