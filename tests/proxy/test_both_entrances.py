@@ -115,6 +115,19 @@ class _Behaviour:
         server.give(b"HTTP/1.1 504 Slow\r\nContent-Length: 3\r\n\r\nno!")
         self.assertTrue(client.took().endswith(b"no!"))
 
+    def test_response_that_a_sink_changes_is_framed_once(self):
+        world = self.world()
+
+        def translated(exchange):
+            exchange.translated = True
+            return world.forward(exchange)
+
+        world.handler = translated
+        client = world.client()
+        client.give(POST)
+        world.server().give(STREAM)
+        self.assertEqual(client.took().lower().count(b"transfer-encoding"), 1)
+
     def test_until_close_answer_is_chunked_for_the_client(self):
         world, client, server = self.talk()
         server.give(b"HTTP/1.1 200 OK\r\n\r\nabc")
