@@ -66,7 +66,7 @@ class KeyAccess:
 
     def require_ruled(self, ruled: bool) -> None:
         """Raise HttpError(403) if the key has rules for its requests, and they cannot be applied to this one."""
-        if self.key.ruled and not ruled:
+        if not ruled and (self.filters is not None or self.key.max_tokens):
             raise HttpError(
                 403, f"the API key {self.name} has rules, so its requests must name a model in a JSON body", "scope"
             )

@@ -33,9 +33,9 @@ PIECES_JOINED = 8  # small pieces of an event stream that reach the observers in
 SMALL_PIECE = 2048  # bytes; a larger piece reaches them at once
 
 
-def least(*bounds: float) -> float:
-    """The smallest of these bounds; 0 stands for none."""
-    return min((bound for bound in bounds if bound), default=0.0)
+def least(one: float, other: float) -> float:
+    """The smaller of two bounds; 0 stands for none."""
+    return min(one, other) if one and other else one or other
 
 
 @define(eq=False, kw_only=True)

@@ -53,6 +53,7 @@ def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str
 
 def bound_tokens(body: JsonBody, path: str, limit: int) -> None:
     """Ask for at most `limit` tokens in the API of `path`. Null, a text and a negative number ask for any number."""
+    path = path.rstrip("/").removesuffix("/batch")
     if not generates_text(path):
         return
     found = {name: body.bound(name, limit) for name in TOKEN_LIMITS}

@@ -136,6 +136,8 @@ class RuleTests(SynchronousTestCase):
             ("/completion", {"n_predict": -1}, {"n_predict": 5}),
             ("/infill", {}, {"n_predict": 5}),
             ("/v1/completions", {"max_output_tokens": 1}, {"max_output_tokens": 1, "max_tokens": 5}),
+            ("/v1/chat/completions/", {}, {"max_tokens": 5}),
+            ("/v1/chat/completions/batch", {}, {"max_tokens": 5}),
             ("/v1/embeddings", {}, {}),
         ):
             body = JsonBody.parse(json.dumps(sent).encode())
