@@ -171,6 +171,8 @@ class LlamaSwap(MultiService):
                 log.warn("{outcome} an orphan of an earlier run: {model}", outcome=outcome, model=swept.record.model)
         if not self.running:
             return
+        # Not only when a request needs it: by then another version may be installed, whose modules do not fit these.
+        self.parts.web.factory.prepare_site()
         models.launcher.warm()
         looking = models.disk_thread(lambda: missing.findings(list(self.loaded.config.models.values())))
         looking.addCallbacks(log_missing, lambda failure: log.failure("looking for missing files failed", failure))
