@@ -81,6 +81,7 @@ class Settings(harness.MockCase):
         page.goto(f"{self.url}/ui/system?tab=settings")
         page.get_by_role("button", name="Delete all conversations").click()
         page.get_by_role("button", name="Delete", exact=True).click()
+        page.get_by_text("All conversations are deleted").wait_for()
         page.goto(f"{self.url}/ui/playground")
         side.get_by_text("Conversations are kept in this browser").wait_for()
 

@@ -101,7 +101,8 @@ class RealWizard(harness.RealCase):
 
     def confirm(self, page: Any) -> None:
         page.get_by_role("dialog").get_by_role("button", name="Save and load").click()
-        page.get_by_text("Saved and loaded").wait_for()
+        page.get_by_text("Saved and loaded").first.wait_for()
+        self.gone(page.get_by_role("dialog"))
 
     def test_model_is_added_fails_is_disabled_enabled_and_deleted(self) -> None:
         page = self.open("add")

@@ -181,7 +181,7 @@ export function Chart(props: ChartProps) {
         <div ref={host} class="chart-box" style={{ minHeight: `${height}px` }} aria-hidden="true" />
         <div ref={tip} class="chart-tip" hidden aria-hidden="true" />
       </div>
-      <div class="chart-legend" style={{ marginLeft: `${Math.min(props.left ?? 44, 44)}px` }}>
+      <div class="chart-legend" role="region" aria-label={`${props.title}: figures`} tabIndex={0} style={{ marginLeft: `${Math.min(props.left ?? 44, 44)}px` }}>
         <table>
           <thead><tr><th scope="col"><span class="sr">Series</span></th><th scope="col">last</th><th scope="col">min</th><th scope="col">max</th></tr></thead>
           <tbody>

@@ -5,7 +5,7 @@ import { type Attachment, type Endpoint, type Message, NO_PARAMS, NUMBERS, PATHS
 import { type ToolCall, requestTurns } from "./convo";
 import { replayed } from "./drawer";
 import { uid } from "./format";
-import { all, put, remove } from "./idb";
+import { all, clear, put, remove } from "./idb";
 import { callTool, connect, isKnown, runAlone, toolsFor } from "./mcp";
 import { firstModel } from "./modelselect";
 import { defaultModel, keepDays, pref } from "./prefs";
@@ -105,6 +105,12 @@ export function forget(item: Conversation): void {
   saved.value = saved.peek().filter((other) => other.id !== item.id);
   void remove("conversations", item.id);
   if (conversation.peek().id === item.id) conversation.value = fresh();
+}
+
+export async function forgetAll(): Promise<void> {
+  await clear("conversations");
+  saved.value = [];
+  begin();
 }
 
 export async function bring(file: File | undefined): Promise<void> {

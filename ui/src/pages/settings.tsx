@@ -1,7 +1,7 @@
 // The settings of this browser, and which build of the server it talks to.
 import { useSignal } from "@preact/signals";
 import { apiKey, setApiKey } from "../lib/api";
-import { clear } from "../lib/idb";
+import { forgetAll } from "../lib/conversation";
 import { KeyForm } from "../lib/keyform";
 import { status, useKey } from "../lib/link";
 import { ModelSelect, useListed } from "../lib/modelselect";
@@ -47,7 +47,7 @@ function Notify({ label, value, set }: { label: string; value: boolean; set: (on
 
 async function deleteConversations(): Promise<void> {
   const yes = await confirm("Delete all conversations?", <p>Every conversation that is stored in this browser is deleted.</p>, "Delete", true);
-  if (yes && (await attempt("Deleting", () => clear("conversations")))) location.reload();
+  if (yes) await attempt("Deleting", forgetAll, "All conversations are deleted");
 }
 
 export function Settings() {
