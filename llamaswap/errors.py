@@ -175,6 +175,16 @@ class MemoryInUse(RequestError):
 
 
 @frozen
+class HostRefused(LlamaswapError):
+    """A host could not take a model, because of `reason`; it is decided again where the model is loaded."""
+
+    model: str
+    host: str
+    reason: str
+    text = "{self.model} cannot be loaded on {self.host}: {self.reason}"
+
+
+@frozen
 class NoHost(RequestError):
     """No host can run the model, because of `reason`. Correct its `place`, or wait until a host is back."""
 

@@ -50,6 +50,7 @@ class Options(UsageOptions):
             None,
             "host:port, :port or a Twisted endpoint string; default: systemd's socket, else :8080, or :8443 with TLS.",
         ],
+        ["agent", None, None, "Run the models that another llamaswap wants on this host, which has this name."],
         ["tls-cert-file", None, None, "TLS certificate (PEM), together with --tls-key-file."],
         ["tls-key-file", None, None, "TLS private key (PEM), together with --tls-cert-file."],
     ]
@@ -121,7 +122,8 @@ def makeService(options: Options) -> IService:
     # Timers must not follow changes of the wall clock (suspended hosts, time servers), as Twisted's default does.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
 
-    config, folder, demo = chosen_sources(options)
+    agent = options["agent"] or ""
+    config, folder, demo = (None, None, False) if agent else chosen_sources(options)
     listen = options["listen"] or (earlier.where if earlier is not None else inherited_endpoint())
     listen = listen or (DEFAULT_TLS_LISTEN if options["tls-cert-file"] else DEFAULT_LISTEN)
     if checked and listen.startswith("systemd:"):
@@ -130,6 +132,7 @@ def makeService(options: Options) -> IService:
         config=config,
         config_dir=folder,
         demo=demo,
+        agent=agent,
         watch=bool(options["watch-config"]),
         allow_config_edit=bool(options["allow-config-edit"]),
         listen=ListenAddress(listen, options["tls-cert-file"], options["tls-key-file"]),

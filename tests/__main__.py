@@ -1,6 +1,6 @@
 """Everything that must hold, in one command: `python -m tests [STEP ...]`.
 
-Steps: lint, types, unit, live, docs, soak, packaging, ui. Without arguments all of them run. The last line reads
+Steps: lint, types, unit, live, hosts, docs, soak, packaging, ui. Without arguments all of them run. The last line reads
 `N passed, N failed, N skipped`; a step that is no test suite (lint, types, packaging checks) counts as one.
 The exit status is 0 when nothing failed.
 """
@@ -102,7 +102,7 @@ def trial(tally, name, targets, jobs=0):
 
 
 def unit(tally):
-    apart = {"live", "ui", "soak"}
+    apart = {"live", "hosts", "ui", "soak"}
     targets = sorted(
         f"tests.{path.name.removesuffix('.py')}"
         for path in HERE.iterdir()
@@ -115,6 +115,14 @@ def unit(tally):
 def live(tally):
     # Most of it waits for servers to come and go: two at a time share the cores well.
     trial(tally, "live", ["tests.live"], jobs=2)
+
+
+def hosts(tally):
+    """Three nodes of Ray on this machine; the last test ends every process of Ray that this user runs."""
+    if not module_present("ray"):
+        tally.skip("hosts", "ray is not installed (extra: hosts)")
+        return
+    trial(tally, "hosts", ["tests.hosts"])
 
 
 def docs(tally):
@@ -192,6 +200,7 @@ STEPS = {
     "types": types,
     "unit": unit,
     "live": live,
+    "hosts": hosts,
     "docs": docs,
     "soak": soak,
     "packaging": packaging,

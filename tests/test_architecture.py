@@ -66,6 +66,7 @@ MORE_LIBRARIES = {
     "proxy/listen": {"OpenSSL"},
     "wire/content_coding": {"zstandard"},
     "config/text_edit": {"yaml"},
+    "cluster/ray_driver": {"ray"},
     "cli/effective": {"yaml"},
     "cli/pull": {"huggingface_hub"},
     "cli/hf_download": {"huggingface_hub"},
@@ -203,7 +204,7 @@ class LayerTests(SynchronousTestCase):
             f"{name} imports {target}"
             for name, tree in modules()
             for target, _ in imports(tree)
-            if target == "twisted.internet.reactor" and name not in ("tap", "cli/flags")
+            if target == "twisted.internet.reactor" and name not in ("tap", "cli/flags", "cluster/ray_driver")
         ]
         self.assertEqual(wrong, [])
 
@@ -220,6 +221,16 @@ class LayerTests(SynchronousTestCase):
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=PACKAGE.parent, timeout=60)
         self.assertEqual((done.returncode, done.stderr.decode()), (0, ""))
+
+    def test_service_on_one_host_imports_nothing_for_several(self):
+        code = (
+            "import sys, llamaswap.tap as tap; options = tap.Options(); options.parseOptions(['--demo']);"
+            "tap.makeService(options);"
+            "sys.exit(any(name.startswith(('llamaswap.cluster', 'ray.', 'twisted.protocols.amp')) or name == 'ray'"
+            " for name in sys.modules))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=PACKAGE.parent, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
 
 
 class CircleTests(SynchronousTestCase):

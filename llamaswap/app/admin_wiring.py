@@ -34,6 +34,7 @@ from llamaswap.web.configfile import ConfigFile
 from llamaswap.web.discovery import DiscoveryEndpoints
 from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
+from llamaswap.web.hosts_api import HostEndpoints
 from llamaswap.web.hub_api import HubEndpoints
 from llamaswap.web.lease_api import LeaseEndpoints
 from llamaswap.web.listing import ListingEndpoints
@@ -121,6 +122,7 @@ class AdminWiring:
                 ollama_version=lambda call: config().ollama.version if self._for_ollama(call) else None,
             ),
             MemoryEndpoints(self.parts.memory.report),
+            HostEndpoints(self.parts.models.hosts, router.load_lost_elsewhere),
             LeaseEndpoints(self.parts.models.leases, router, reactor),
             ConfigEndpoints(config_file, config, self.web.reloads, self.parts.config_thread),
             DiscoveryEndpoints(
@@ -159,7 +161,8 @@ class AdminWiring:
         router, registry, capabilities = models.router, self.parts.logs.registry, models.capabilities.of
         config = lambda: router.config
         listing = ListingEndpoints(router, time.time, models.peers, capabilities)
-        processes, usage = ProcessEndpoints(router), UsageEndpoints(config, seen.activity, seen.key_usage)
+        processes = ProcessEndpoints(router, lambda: "" if models.hosts is None else models.hosts.problem)
+        usage = UsageEndpoints(config, seen.activity, seen.key_usage)
         details = ModelEndpoints(
             router,
             seen.inflight,

@@ -110,6 +110,11 @@ class MemoryParts:
             router.with_leases,
         )
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names of the GPUs, by device."""
+        return self._names
+
     def start(self) -> None:
         """Begin, unless the configuration says off."""
         if self.models.router.config.routing.memory.mode != "off":

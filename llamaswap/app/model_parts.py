@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -38,8 +39,11 @@ from llamaswap.servers.prepared_supervisor import PreparedSupervisor
 from llamaswap.servers.readahead import ReadAhead
 from llamaswap.servers.server_request import SocketRequest
 from llamaswap.servers.supervisor import Supervisor
-from llamaswap.servers.supervisor_protocol import SupervisorListener
+from llamaswap.servers.supervisor_protocol import Supervised, SupervisorListener
 from llamaswap.web.secret_masking import known_secrets, masked_command
+
+if TYPE_CHECKING:
+    from llamaswap.app.host_wiring import HostParts
 
 log = Logger()
 
@@ -83,9 +87,13 @@ class ModelParts:
         self.gpus = GpuReader(gpu_sources(sys.platform, context.environ), reactor.seconds)
         self.memory = VramReclaim(self.read_gpus, reactor, lambda: current().routing.scheduler.settings.fifo.reclaim)
 
+        self.hosts = self._host_parts(context, config)
+
         def supervise(model: Model, listener: SupervisorListener) -> PreparedSupervisor:
             log = registry.model(model.id).write
-            supervisor = Supervisor(model, launcher=self.launcher, ask=self.ask, log=log, listener=listener)
+            supervisor: Supervised = Supervisor(model, launcher=self.launcher, ask=self.ask, log=log, listener=listener)
+            if self.hosts is not None:
+                supervisor = self.hosts.servers.placed(model, listener, supervisor)
             preparations = (hooks.HookPreparation(model.id, self.hooks), slots.SlotPreparation(model, self.slots))
             return PreparedSupervisor(supervisor, preparations)
 
@@ -105,6 +113,13 @@ class ModelParts:
         self.hooks.listen(bus)
         bus.subscribe(StateChanged, self._server_changed)
         bus.subscribe(SwapBegan, self._swap_began)
+
+    def _host_parts(self, context: ServiceContext, config: Config) -> HostParts | None:
+        if config.hosts is None:
+            return None
+        from llamaswap.app.host_wiring import HostParts  # here, because one host needs nothing of it
+
+        return HostParts(context, config.hosts, lambda: self.router, self.ask)
 
     def read_gpus(self) -> Deferred[Sequence[GpuReading]]:
         """The present readings of the GPUs, taken on the driver thread."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from attrs import evolve
 
@@ -18,6 +19,7 @@ from llamaswap.config.ports import keep
 from llamaswap.config.reload import Reloader
 from llamaswap.liveness.watchdog import Watchdog
 from llamaswap.liveness.watched_models import WatchedModels
+from llamaswap.observe.exposition import MetricFamily
 from llamaswap.observe.worker import WorkerThread
 
 
@@ -34,7 +36,7 @@ class ServiceParts:
         registry = self.logs.registry
         self.models = models = ModelParts(context, config, registry)
         self.memory = MemoryParts(context, config, models, registry)
-        self.observability = ObservabilityParts(context, config, models, registry, self.memory.families)
+        self.observability = ObservabilityParts(context, config, models, registry, self._families)
         printed = lambda model: registry.model(model).written
         watched = WatchedModels(
             reactor, models.router, self.observability.inflight, models.ask, models.read_gpus, printed
@@ -54,6 +56,12 @@ class ServiceParts:
         )
         self.monitored = not config.performance.disabled
 
+    def _families(self) -> Iterator[MetricFamily]:
+        """The metrics of parts beside the data path."""
+        yield from self.memory.families()
+        if self.models.hosts is not None:
+            yield from self.models.hosts.families()
+
     def _load_from_disk(self) -> LoadedConfig:
         """The configuration on disk, with the ports that the present one uses."""
         loaded = load(sources_of(self.context.settings), {**os.environ}, store_problem=config_files.store_problem)
@@ -72,6 +80,8 @@ class ServiceParts:
         self.logs.apply(config)
         self.observability.apply(config, old)
         self.memory.apply(config, old)
+        if self.models.hosts is not None:
+            self.models.hosts.manager.reconfigured()
         self.watchdog.retain(config.models)
         self.models.peers.retune()
         machine = self.observability.machine

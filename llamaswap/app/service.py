@@ -179,6 +179,8 @@ class LlamaSwap(MultiService):
         if not self.loaded.config.performance.disabled:
             observability.machine.start()
         self.parts.memory.start()
+        if models.hosts is not None:
+            await models.hosts.open()
         hardware = observability.hardware.take()
         self.parts.watchdog.start()
         if self.settings.watch:

@@ -39,7 +39,10 @@ class IServiceReactor(
 
 @frozen
 class ServiceSettings:
-    """The settings of the command line. `config` and `config_dir` are paths; `demo` replaces both."""
+    """The settings of the command line. `config` and `config_dir` are paths; `demo` replaces both.
+
+    So does `agent`, the name of this host for another llamaswap, which decides about the models here.
+    """
 
     listen: ListenAddress
     config: str | None = None
@@ -47,6 +50,7 @@ class ServiceSettings:
     demo: bool = False
     watch: bool = False
     allow_config_edit: bool = False
+    agent: str = ""
 
 
 @frozen
@@ -90,6 +94,10 @@ def record_path(listen: ListenAddress, environ: Mapping[str, str]) -> Path | Non
 
 def sources_of(settings: ServiceSettings) -> list[ConfigText]:
     """The present texts of the configuration."""
+    if settings.agent:
+        from llamaswap.cluster.agent_protocol import agent_config  # here, because it is not needed on one host
+
+        return [agent_config({})]
     if settings.demo:
         return [ConfigText("demo.yaml", demo_config())]
     return files.read_sources(settings.config, settings.config_dir)

@@ -119,6 +119,10 @@ class Shutdown:
         self.parts.observability.inflight.cancel_all()  # requests to peers
         web.factory.abort()
         models.pool.close()
+        if models.hosts is not None:
+            models.hosts.close()
+        if web.agent is not None:
+            web.agent.close()
         models.launcher.close()
         models.record_file.flush()
         models.guardian.close()

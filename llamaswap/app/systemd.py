@@ -20,13 +20,14 @@ log = Logger()
 
 # Variables for this process alone: podman, for one, would report itself as the service.
 OWN_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # of an agent
 
 Send = Callable[[bytes], None]
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for other processes, without the variables that the service manager set for this one."""
-    return {name: value for name, value in environ.items() if name not in OWN_VARIABLES}
+    return {name: value for name, value in environ.items() if name not in OWN_VARIABLES + TOKEN_VARIABLES}
 
 
 def sender(path: str) -> Send:

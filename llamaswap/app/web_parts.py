@@ -38,6 +38,7 @@ from llamaswap.wire.paths import FOREIGN
 if TYPE_CHECKING:
     from twisted.web.server import Site
 
+    from llamaswap.app.agent import Agent
     from llamaswap.app.parts import ServiceParts
     from llamaswap.web.hub_api import HubEndpoints
     from llamaswap.web.loadtest import LoadTests
@@ -77,9 +78,20 @@ class WebParts:
             served = passthrough if exchange.head.target.startswith(FOREIGN) else inference
             return served.serve(exchange)
 
+        routes: Callable[[RequestHead], bool] = lambda head: (
+            inference.is_model_route(head) or passthrough.is_expecting(head)
+        )
+        handler: Callable[[Exchange], Task] = serve
+        self.agent: Agent | None = None
+        if parts.context.settings.agent:
+            from llamaswap.app.agent import Agent, agent_token  # here, because one host needs nothing of it
+
+            self.agent = Agent(parts, agent_token(parts.context.environ).encode())
+            routes, handler = lambda head: True, self.agent.serve
+
         self.factory = ProxyServerFactory(
-            lambda head: inference.is_model_route(head) or passthrough.is_expecting(head),
-            serve,
+            routes,
+            handler,
             None,
             reactor,
             memory=self.memory,

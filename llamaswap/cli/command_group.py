@@ -11,12 +11,14 @@ from importlib import import_module
 import click
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "agent": ("hosts", "agent"),
     "bench": ("bench", "bench"),
     "check": ("check", "check"),
     "completion": ("command_group", "completion"),
     "demo": ("serve", "demo"),
     "estimate": ("estimate", "estimate"),
     "help": ("command_group", "help_"),
+    "hosts": ("hosts", "hosts"),
     "import": ("init", "take_over"),
     "init": ("init", "init"),
     "lease": ("lease", "lease"),

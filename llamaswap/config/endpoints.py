@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
+
+TOKEN_HEADER = "X-Llamaswap-Host-Token"  # of requests to an agent
 
 
 @frozen
@@ -10,7 +12,8 @@ class Endpoint:
     """The parts of a base URL.
 
     `scheme` is "http" or "https", `host` without brackets, `path` without its trailing slash ("" for none),
-    `query` without "?" (the target's own query, put before the request's).
+    `query` without "?" (the target's own query, put before the request's). `token` is sent to the agent of another
+    host, which passes the request on to a server there.
     """
 
     scheme: str
@@ -18,6 +21,7 @@ class Endpoint:
     port: int
     path: str = ""
     query: str = ""
+    token: str = field(default="", repr=False)
 
     @property
     def on_this_machine(self) -> bool:

@@ -178,12 +178,18 @@ def model(draft: ModelDraft, inherited: Config, report: Diagnostics, gpu_ids: tu
     values["endpoint"] = _endpoint(draft.id, values.get("proxy", ""), report)
     _place_on_gpus(draft.id, values, gpu_ids, inherited, report)
     rebuild = None if draft.port is None and not values.get("gpus") else partial(_rebuild, draft, inherited)
-    made = Model(id=draft.id, port=draft.port, rebuild=rebuild, **values)
+    made = Model(id=draft.id, port=draft.port, rebuild=rebuild, texts=partial(_texts, draft), **values)
     _check_sleep(made, report)
     _check_slots(made, report)
     runs_elsewhere = made.endpoint is not None and not made.endpoint.on_this_machine
     check_place(made.place, f"models.{draft.id}.place", inherited.hosts, runs_elsewhere, report)
     return made
+
+
+def _texts(draft: ModelDraft) -> Mapping[str, Any]:
+    """The values of a draft before the insertion of PORT and GPUS."""
+    tree = draft.template or draft.tree
+    return {} if tree is None else Decoder(Diagnostics()).given(Model, tree, f"models.{draft.id}")
 
 
 def _rebuild(draft: ModelDraft, inherited: Config, port: int | None, gpu_ids: tuple[int, ...]) -> Model:

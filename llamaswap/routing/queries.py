@@ -53,6 +53,14 @@ class ModelQueries:
             raise UnknownModel(model)
         return managed.supervisor.status()
 
+    def has_process(self, model: str) -> bool:
+        """Whether a model is loaded, is being loaded or stopped, or is suspended."""
+        return self._scheduler.phase(model) is not Phase.STOPPED
+
+    def log_tail(self, model: str) -> str:
+        """The last lines of output of a model's server."""
+        return self._models[model].log_tail if model in self._models else ""
+
     def host_of(self, model: str) -> str:
         """The host on which a model's process is; "" for this machine, and if it has none."""
         server = self._scheduler.models.get(model)

@@ -124,6 +124,11 @@ class Router(HostsRouter):
         priority = self.config.routing.scheduler.settings.fifo.priority.get(name, 0)
         return Ticket(self._last_number, model, now, priority + standing[0], origin, standing[1])
 
+    def start_problem(self, model: str) -> str:
+        """Why a stopped model cannot be started on this machine; "" if it may."""
+        error = self._start_obstacle(model, self._clock.seconds())
+        return "" if error is None else error.cause
+
     def _start_obstacle(self, model: str, now: float) -> StartFailed | None:
         """Why a model that would have to be started cannot start; None also while it is in backoff."""
         if model not in self.config.models or self._scheduler.phase(model) is not Phase.STOPPED:

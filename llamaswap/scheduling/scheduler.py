@@ -52,6 +52,7 @@ from attrs import define, evolve, field
 
 from llamaswap.errors import (
     FailureRecord,
+    HostRefused,
     LlamaswapError,
     ModelUnloaded,
     OutOfMemory,
@@ -203,6 +204,12 @@ class Scheduler(HostTransitions):
                 self._grant(entry, server)
             if not entries:
                 self._mark_idle(server, now)
+        elif isinstance(error, HostRefused):
+            for entry in entries:
+                entry.stage = RequestStage.QUEUED
+                self._enqueue(entry)
+            self._stop([server], "host")
+            self._restore.update((victim, None) for victim in swap.restore if victim in self.rules.models)
         else:
             if isinstance(error, (StartFailed, ServerVanished)):
                 cause = error.cause if isinstance(error, StartFailed) else str(error)

@@ -28,7 +28,7 @@ from twisted.internet.protocol import Protocol as StreamProtocol
 from twisted.python.failure import Failure
 
 from llamaswap.config import durations
-from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.endpoints import TOKEN_HEADER, Endpoint
 from llamaswap.config.steps import StepRequest
 from llamaswap.http_client import BODY_LIMIT, HttpResponse
 
@@ -66,9 +66,11 @@ class SocketRequest:
         request = Deferred.fromCoroutine(self._request(endpoint, path, limit, how))
         return request.addTimeout(limit, self.reactor, onTimeoutCancel=_too_slow)
 
-    def get(self, endpoint: Endpoint, path: str, limit: float, headers: Mapping[str, str]) -> Deferred[HttpResponse]:
+    def get(
+        self, endpoint: Endpoint, path: str, limit: float, headers: Mapping[str, str], how: StepRequest = GET
+    ) -> Deferred[HttpResponse]:
         """A whole response of at most BODY_LIMIT bytes; a longer or an incomplete one is a ConnectError."""
-        message = _message(endpoint, path, GET, headers)
+        message = _message(endpoint, path, how, headers)
         request = Deferred.fromCoroutine(self._whole(endpoint, message, limit))
         return request.addTimeout(limit, self.reactor, onTimeoutCancel=_too_slow)
 
@@ -128,6 +130,8 @@ def _message(endpoint: Endpoint, path: str, how: StepRequest, headers: Mapping[s
         "Connection: close",  # several servers have few threads, and a kept connection occupies one
     ]
     lines += [f"{name}: {value}" for name, value in headers.items()]
+    if endpoint.token:
+        lines.append(f"{TOKEN_HEADER}: {endpoint.token}")
     if body:
         lines.append("Content-Type: application/json")
     if how.method != "GET":

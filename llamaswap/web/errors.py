@@ -56,6 +56,7 @@ KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
     errors.WaitLimitReached: (503, "wait_limit"),
     errors.DoesNotFit: (507, "does_not_fit"),
     errors.MemoryInUse: (503, "memory_in_use"),
+    errors.NoHost: (503, "no_host"),
     errors.LeaseRefused: (503, "lease_refused"),
     errors.Superseded: (410, "superseded"),
     errors.NoTarget: (503, None),
@@ -89,6 +90,7 @@ RETRY_LATER = (
     errors.WaitedTooLong,
     errors.WaitLimitReached,
     errors.MemoryInUse,
+    errors.NoHost,
     errors.LeaseRefused,
     errors.BeingUpgraded,
 )

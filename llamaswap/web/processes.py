@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from attrs import define, field, frozen
@@ -61,7 +62,10 @@ class Running:
 
 @frozen
 class ReadinessReport:
-    """Whether requests move, and from what that was concluded."""
+    """Whether requests move, and from what that was concluded.
+
+    `hosts` says why nothing new is loaded on other hosts.
+    """
 
     ready: bool
     oldest_waiter_seconds: float | None
@@ -70,6 +74,7 @@ class ReadinessReport:
     waiting: int
     serving: int
     loading: int
+    hosts: str = ""
 
 
 @frozen
@@ -100,9 +105,10 @@ _NAMED = (QueryParameter("model", "Stop only this model's server (id or alias)."
 
 @define(eq=False)
 class ProcessEndpoints:
-    """/running, /unload, /health and the like."""
+    """/running, /unload, /health and the like. `hosts_problem` says why nothing new is loaded on other hosts, or ""."""
 
     router: Router
+    hosts_problem: Callable[[], str] = lambda: ""
 
     @route("GET", "/running", answer=Running)
     def running(self, call: AdminRequest) -> Response:
@@ -192,6 +198,7 @@ class ProcessEndpoints:
             waiting=health.waiting,
             serving=health.serving,
             loading=health.loading,
+            hosts=self.hosts_problem(),
         )
         return json_answer(report, 200 if report.ready else 503)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from attrs import define, field
 
 from llamaswap.config import Config, Model, Peer
-from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.endpoints import TOKEN_HEADER, Endpoint
 from llamaswap.errors import PeerLoop
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.upstream import UpstreamTarget
@@ -58,6 +58,10 @@ class UpstreamRequests:
             metered=request.metered,
             plain=plain,
         )
+        if endpoint.token:
+            name = TOKEN_HEADER.encode()
+            headers = [item for item in headers if item[0].lower() != name.lower()]
+            headers.append((name, endpoint.token.encode()))
         head = _head(request, endpoint, headers)
         facts.sent[model.id] = SentHead(endpoint, key, head)
         return upstream, head

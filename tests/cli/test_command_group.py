@@ -86,7 +86,7 @@ class AppTests(SynchronousTestCase):
         told = json.loads(invoke(["help", "--json"]).stdout)
         self.assertEqual({below["name"] for below in told["commands"]}, set(COMMANDS))
         # These serve until they are stopped, and write a log.
-        self.assertEqual(without(told), {"demo", "serve", "wol"})
+        self.assertEqual(without(told), {"agent", "demo", "serve", "wol"})
 
     def test_help_of_a_command_lists_arguments_and_options(self):
         told = json.loads(invoke(["help", "--json", "bench"]).stdout)

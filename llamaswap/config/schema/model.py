@@ -256,12 +256,33 @@ class Model:
     port: int | None = None
     gpu_ids: tuple[int, ...] = ()
     _rebuild: Callable[[int | None, tuple[int, ...]], Model] | None = field(default=None, eq=False, repr=False)
+    _texts: Callable[[], Mapping[str, Any]] | None = field(default=None, eq=False, repr=False)
 
     def with_port(self, port: int) -> Model:
         """This model with another port for ${PORT}; itself if it uses none."""
         if self.port is None or self.port == port or self._rebuild is None:
             return self
         return self._rebuild(port, self.gpu_ids)
+
+    def portable(self) -> dict[str, object]:
+        """What another host's agent needs in its configuration to start the same server, on a port of its own."""
+        texts = self._texts() if self._texts is not None else {}
+        made: dict[str, object] = {
+            "cmd": texts.get("cmd", self.cmd),
+            "cmdStop": texts.get("cmd_stop", self.cmd_stop),
+            "proxy": texts.get("proxy", self.proxy),
+            "env": list(texts.get("env", self.env)),
+            "envPolicy": self.env_policy,
+            "checkEndpoint": self.check_endpoint,
+            "healthCheckTimeout": self.health_check_timeout,
+            "unloadTimeout": self.unload_timeout,
+        }
+        if self.gpu_ids:
+            made["gpus"] = list(self.gpu_ids)
+        if self.memory:
+            sizes = {device: f"{size}MiB" for device, size in self.memory.items()}
+            made["memory"] = sizes.get("", sizes)
+        return made
 
     def with_gpus(self, ids: tuple[int, ...]) -> Model:
         """This model on the GPUs of these numbers; itself if it has no `gpus`. None: those that `gpus` lists."""

@@ -1,0 +1,143 @@
+"""Joins the other hosts with the router, the API and the metrics. It is made if the configuration has `hosts`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from llamaswap.app.settings import ServiceContext, state_folder
+from llamaswap.cluster.hosts import HostManager
+from llamaswap.cluster.ray_client import RayClient
+from llamaswap.cluster.ray_node import ClusterFolder, environment
+from llamaswap.cluster.remote_servers import RemoteServers
+from llamaswap.config.schema.hosts import HERE, Hosts
+from llamaswap.observe.exposition import MetricFamily
+from llamaswap.routing.router import Router
+from llamaswap.scheduling.hosts import HostFacts
+from llamaswap.scheduling.memory import Device, MemoryNeed
+from llamaswap.servers.server_request import SocketRequest
+from llamaswap.web.hosts_api import DeviceDocument, HostDocument, HostsDocument
+from llamaswap.wire.byte_budget import MIB
+
+KNOWN_LIMIT = 3.0  # seconds that the start waits for hosts that the last front knew, before it loads anything
+KNOWN_PAUSE = 0.05
+
+log = Logger()
+
+
+def cluster_folder(hosts: Hosts, environ: Mapping[str, str]) -> ClusterFolder:
+    """The folder of the token and the state."""
+    return ClusterFolder(Path(hosts.state) if hosts.state else state_folder(environ) / "hosts")
+
+
+class HostParts:
+    """The parts for other hosts. Raises NotInitialized if this machine has no token."""
+
+    def __init__(self, context: ServiceContext, hosts: Hosts, router: Callable[[], Router], ask: SocketRequest) -> None:
+        self.context, self.router = context, router
+        folder = cluster_folder(hosts, context.environ)
+        token, (address, port) = folder.token(), folder.head()
+        ray = RayClient(
+            context.reactor,
+            context.reactor,
+            environment(context.child_environ, folder, head=True),
+            f"{address}:{port}",
+            True,
+            lambda: None,
+        )
+        self.servers = RemoteServers(context.reactor, router)
+        self.manager = HostManager(
+            clock=context.reactor,
+            ask=ask.get,
+            ray=ray,
+            folder=folder,
+            token=token,
+            front=int(time.time() * 1000),  # greater than that of every earlier process
+            settings=lambda: router().config.hosts or hosts,
+            publish=self._publish,
+            listener=self.servers,
+            needs=self._declared,
+        )
+        self.servers.hosts = self.manager
+
+    async def open(self) -> None:
+        """Begin; what still runs on hosts that were known before is adopted before anything is loaded."""
+        self.manager.open()
+        clock = self.context.reactor
+        until = clock.seconds() + KNOWN_LIMIT
+        while any(not host.online for host in self.manager.hosts.values()) and clock.seconds() < until:
+            pause: Deferred[None] = Deferred()
+            clock.callLater(KNOWN_PAUSE, pause.callback, None)
+            await pause
+
+    def close(self) -> None:
+        """End it."""
+        self.manager.close()
+
+    def _declared(self, devices: Mapping[str, Device]) -> Mapping[str, MemoryNeed]:
+        from llamaswap.memory.estimate import declared_need  # here, as in `memory_wiring`
+
+        return {
+            name: declared_need(model.memory, model.gpus, devices)
+            for name, model in self.router().config.models.items()
+            if model.memory
+        }
+
+    def _publish(self, facts: Mapping[str, HostFacts]) -> None:
+        before = {host for host, one in self.router().hosts.items() if one.online}
+        self.router().hosts_changed(facts)
+        self.servers.host_lost(sorted(host for host in before if host and not facts[host].online))
+
+    @property
+    def problem(self) -> str:
+        """Why nothing new is loaded on other hosts now; "" if it can be."""
+        ray = self.manager.ray
+        return "" if ray.connected else f"nothing new is loaded on other hosts: {ray.problem}"
+
+    def drain(self, host: str, drained: bool) -> None:
+        """Load nothing more on a host, or allow it again. Raises KeyError."""
+        self.manager.drain("" if host == HERE else host, drained)
+
+    def document(self) -> HostsDocument:
+        """The hosts, for the API."""
+        router, now = self.router(), self.context.reactor.seconds()
+        models: dict[str, list[str]] = {}
+        for status in router.running():
+            models.setdefault(router.host_of(status.model), []).append(status.model)
+        here = HostDocument(HERE, online=True, drained="" in self.manager.drained, models=models.get("", []))
+        found = [here]
+        for name, host in sorted(self.manager.hosts.items()):
+            state = host.state
+            devices = []
+            for device, memory in sorted(state.ledger.devices.items()) if state is not None else ():
+                assert state is not None
+                devices.append(DeviceDocument(device, state.names.get(device, ""), memory.total, memory.foreign))
+            found.append(
+                HostDocument(
+                    name,
+                    address=f"{host.endpoint.host}:{host.endpoint.port}",
+                    online=host.online,
+                    drained=name in self.manager.drained,
+                    problem=host.problem,
+                    seen_seconds=None if host.seen is None else round(now - host.seen, 1),
+                    labels=dict(host.labels),
+                    devices=devices,
+                    models=models.get(name, []),
+                )
+            )
+        return HostsDocument(found, self.problem, sorted(router.missed_hosts))
+
+    def families(self) -> Iterator[MetricFamily]:
+        """The hosts, for /metrics."""
+        online = MetricFamily("gauge", "host_online", "Whether another host answers.", "host")
+        memory = MetricFamily("gauge", "host_memory_bytes", "Memory of a device of another host.", "host", "device")
+        for name, host in sorted(self.manager.hosts.items()):
+            online.values[(name,)] = int(host.online)
+            for device, one in host.state.ledger.devices.items() if host.state is not None else ():
+                memory.values[name, device] = one.total * MIB
+        yield online
+        yield memory

@@ -1,0 +1,366 @@
+"""The other hosts, as the front knows them: who answers, what runs there, and what that means for the scheduler.
+
+Each host's agent is asked for its state over HTTP, and keeps the request until something changes. A host is online as
+long as it answers. If its connection is refused, or Ray says that its node is dead, it is offline at once, else after
+`hosts.unseen`. Ray only tells which hosts exist; without it what runs goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from attrs import define, evolve, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, ConnectionRefusedError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.cluster import driver_protocol as protocol
+from llamaswap.cluster.agent_protocol import EngineState, HostState, Malformed, state_of
+from llamaswap.cluster.ray_client import RayAway, RayClient
+from llamaswap.cluster.ray_node import ClusterFolder
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.schema.hosts import HOST_NAME, Hosts
+from llamaswap.config.steps import StepRequest
+from llamaswap.errors import HostRefused
+from llamaswap.http_client import HttpResponse
+from llamaswap.scheduling.hosts import HostFacts
+from llamaswap.scheduling.memory import Device, Ledger, MemoryNeed
+
+LIST_INTERVAL = 1.0  # seconds between two lists of Ray's nodes
+RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
+CALL_LIMIT = 10.0  # seconds for a request to an agent
+MISSING_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
+MAX_HOSTS = 1000
+KNOWN_FILE, DRAINED_FILE = "known.json", "drained.json"
+
+log = Logger()
+
+
+class Ask(Protocol):
+    """Sends a small request; see `SocketRequest.get`."""
+
+    def __call__(
+        self, endpoint: Endpoint, path: str, limit: float, headers: Mapping[str, str], how: StepRequest = ...
+    ) -> Deferred[HttpResponse]: ...
+
+
+class HostAway(Exception):
+    """A host does not answer; the text says why."""
+
+
+class HostListener(Protocol):
+    """What happens to hosts: `RemoteServers`."""
+
+    def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
+        """A host has told its state; the scheduler does not know it yet."""
+
+
+@define(eq=False)
+class KnownHost:
+    """One host. `alive` is Ray's word, None if it has said nothing; `seen` is when its agent answered last."""
+
+    name: str
+    endpoint: Endpoint
+    labels: Mapping[str, str]
+    alive: bool | None = None
+    online: bool = False
+    seen: float | None = None
+    problem: str = "it has not answered yet"
+    state: HostState | None = None
+    missing: dict[str, tuple[str, float]] = field(factory=dict)
+    asking: Deferred[HttpResponse] | None = None
+    timer: IDelayedCall | None = None
+    ensured: bool = False
+    declared: tuple[set[str], Mapping[str, MemoryNeed]] | None = None
+    facts: HostFacts | None = None
+
+
+@define(eq=False)
+class HostManager:
+    """Follows the hosts. `publish` gets the facts of all of them whenever they change; `listener` what runs
+    there. `needs` are those that are in the configuration, on a host with these devices."""
+
+    clock: IReactorTime
+    ask: Ask
+    ray: RayClient
+    folder: ClusterFolder
+    token: str
+    front: int
+    settings: Callable[[], Hosts]
+    publish: Callable[[Mapping[str, HostFacts]], None]
+    listener: HostListener
+    needs: Callable[[Mapping[str, Device]], Mapping[str, MemoryNeed]] = lambda devices: {}
+    hosts: dict[str, KnownHost] = field(factory=dict, init=False)
+    drained: set[str] = field(factory=set, init=False)
+    superseded: bool = field(default=False, init=False)
+    _lister: IDelayedCall | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    # -- begin and end -------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Ask the agents that the last front knew, and begin to follow Ray."""
+        listed = self.folder.document(DRAINED_FILE).get("hosts")
+        self.drained = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+        known = self.folder.document(KNOWN_FILE)
+        for name, given in list(known.items())[:MAX_HOSTS]:
+            if isinstance(given, dict) and isinstance(given.get("address"), str) and isinstance(given.get("port"), int):
+                labels = given.get("labels")
+                self._know(name, given["address"], given["port"], labels if isinstance(labels, dict) else {})
+        self.ray.open()
+        self._list()
+
+    def close(self) -> None:
+        """Stop following the hosts; their models stay."""
+        self._closed = True
+        for timer in (self._lister, *(host.timer for host in self.hosts.values())):
+            if timer is not None and timer.active():
+                timer.cancel()
+        for host in self.hosts.values():
+            if host.asking is not None:
+                host.asking.cancel()
+        self.ray.close()
+
+    # -- Ray -----------------------------------------------------------------------------------------------
+
+    def _list(self) -> None:
+        self._lister = self.clock.callLater(LIST_INTERVAL, self._list)
+        if self.ray.connected:
+            self.ray.call(protocol.ListNodes, limit=5.0).addCallbacks(self._listed, lambda _: None)
+
+    def _listed(self, answer: Mapping[str, Any]) -> None:
+        changed = False
+        for node in answer["nodes"][:MAX_HOSTS]:
+            name, alive = str(node["host"]), bool(node["alive"])
+            if not HOST_NAME.match(name) or (not alive and name not in self.hosts):
+                continue
+            host = self.hosts.get(name)
+            where = str(node["address"]), int(node["port"])
+            if alive and (host is None or (host.endpoint.host, host.endpoint.port) != where):
+                host = self._know(name, *where, node["labels"])
+                changed = True
+            assert host is not None
+            host.alive = alive
+            if not alive:
+                host.ensured = False
+                if host.online:
+                    self._offline(host, "its node died")
+            elif not host.ensured:
+                host.ensured = True
+                self.ray.call(protocol.EnsureAgent, host=name).addErrback(self._no_agent, host)
+        if changed:
+            self._keep_known()
+
+    def _no_agent(self, failure: Failure, host: KnownHost) -> None:
+        host.ensured = False
+        log.warn("the agent of {host} cannot be started: {error}", host=host.name, error=failure.getErrorMessage())
+
+    def _know(self, name: str, address: str, port: int, labels: Mapping[str, str]) -> KnownHost:
+        before = self.hosts.get(name)
+        if before is not None:
+            self._forget(before)
+        endpoint = Endpoint("http", address, port, token=self.token)
+        host = self.hosts[name] = KnownHost(name, endpoint, {str(k): str(v) for k, v in labels.items()})
+        host.timer = self.clock.callLater(0, self._ask, host)
+        return host
+
+    def _forget(self, host: KnownHost) -> None:
+        """Ask a host no more."""
+        if host.online:
+            self._offline(host, "it moved to another address")
+        if host.timer is not None and host.timer.active():
+            host.timer.cancel()
+        del self.hosts[host.name]
+        if host.asking is not None:
+            host.asking.cancel()
+
+    def _keep_known(self) -> None:
+        known = {
+            host.name: {"address": host.endpoint.host, "port": host.endpoint.port, "labels": dict(host.labels)}
+            for host in self.hosts.values()
+        }
+        self._write(KNOWN_FILE, known)
+
+    def _write(self, name: str, document: object) -> None:
+        try:
+            self.folder.write(name, json.dumps(document))
+        except OSError as error:
+            log.error("{file} cannot be written: {error}", file=self.folder.path / name, error=error)
+
+    # -- agents --------------------------------------------------------------------------------------------
+
+    def _ask(self, host: KnownHost) -> None:
+        """Ask a host for its state once; the next time follows from the response."""
+        if self._closed or self.hosts.get(host.name) is not host:
+            return
+        unseen, now = self.settings().unseen, self.clock.seconds()
+        number = host.state.number if host.state is not None and host.online else 0
+        path = f"/state?after={number}&front={self.front}&grace={self.settings().grace}&wait={unseen / 3}"
+        limit = max(0.5, unseen - (now - host.seen)) if host.online and host.seen is not None else min(5.0, unseen)
+        host.asking = self.ask(host.endpoint, path, limit, {})
+        host.asking.addCallbacks(self._answered, self._silent, callbackArgs=(host,), errbackArgs=(host,))
+
+    def _again(self, host: KnownHost, delay: float) -> None:
+        if not self._closed and self.hosts.get(host.name) is host:
+            host.timer = self.clock.callLater(delay, self._ask, host)
+
+    def _answered(self, response: HttpResponse, host: KnownHost) -> None:
+        host.asking = None
+        if self._closed or self.hosts.get(host.name) is not host:
+            return
+        if response.status != 200:
+            self._refused(response, host)
+            self._again(host, RETRY_DELAY)
+            return
+        try:
+            state = state_of(response.body)
+        except Malformed as error:
+            self._offline(host, str(error))
+            self._again(host, RETRY_DELAY)
+            return
+        if host.state is not None and host.state.incarnation != state.incarnation:
+            host.missing.clear()
+        host.seen, host.state, host.problem = self.clock.seconds(), state, ""
+        self.listener.host_seen(host.name, state.engines)
+        if not host.online:
+            log.info("host {host} is online", host=host.name)
+        host.online = True
+        self._publish()
+        self._again(host, 0.05)  # a host whose state changes all the time must not keep the front busy
+
+    def _refused(self, response: HttpResponse, host: KnownHost) -> None:
+        reason = f"its agent answered with status {response.status}"
+        if response.status == 401:
+            reason = "its agent has another token; join it again with the token of this machine"
+        elif response.status == 409:
+            reason = "a newer front uses it"
+            if not self.superseded:
+                self.superseded = True
+                log.error("another llamaswap, started later, uses {host}; stop one of the two", host=host.name)
+        self._offline(host, reason)
+
+    def _silent(self, failure: Failure, host: KnownHost) -> None:
+        """An agent did not answer: if it was cut off it is asked at once, to see whether it is still there."""
+        host.asking = None
+        if self._closed or self.hosts.get(host.name) is not host:
+            return
+        now = self.clock.seconds()
+        lost = host.online and failure.check(ConnectError) and not failure.check(ConnectionRefusedError)
+        late = host.seen is None or now - host.seen >= self.settings().unseen - 0.01
+        if host.online and (failure.check(ConnectionRefusedError) or late):
+            self._offline(host, "its agent ended" if not late else "its agent does not answer")
+        elif not host.online:
+            host.problem = failure.getErrorMessage()
+        self._again(host, 0.01 if lost and host.online else RETRY_DELAY)
+
+    def _offline(self, host: KnownHost, reason: str) -> None:
+        host.problem = reason
+        if not host.online:
+            return
+        host.online = False
+        log.warn("host {host} is offline: {reason}", host=host.name, reason=reason)
+        if host.asking is not None:
+            host.asking.cancel()
+        self._publish()
+
+    # -- facts ---------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        now, changed = self.clock.seconds(), False
+        for host in self.hosts.values():
+            host.missing = {model: one for model, one in host.missing.items() if one[1] > now}
+            facts = HostFacts(
+                host.name,
+                labels=host.labels,
+                online=host.online,
+                drained=host.name in self.drained,
+                missing={model: one[0] for model, one in host.missing.items()},
+            )
+            if host.state is not None:
+                facts = evolve(facts, ledger=self._ledger(host, host.state.ledger))
+            if facts != host.facts:
+                host.facts, changed = facts, True
+        if changed:
+            self.publish(
+                {
+                    "": HostFacts("", drained="" in self.drained),
+                    **{host.name: host.facts for host in self.hosts.values() if host.facts is not None},
+                }
+            )
+
+    def _ledger(self, host: KnownHost, told: Ledger) -> Ledger:
+        """The memory of a host, with what the configuration says that models need of such devices."""
+        if host.declared is None or host.declared[0] != set(told.devices):
+            host.declared = set(told.devices), self.needs(told.devices)
+        return evolve(told, needs={**told.needs, **host.declared[1]})
+
+    def reconfigured(self) -> None:
+        """The configuration has changed."""
+        for host in self.hosts.values():
+            host.declared = None
+            host.missing.clear()
+        self._publish()
+
+    def drain(self, name: str, drained: bool) -> None:
+        """Load nothing more on a host, or allow it again; "" is this machine. Raises KeyError."""
+        if name and name not in self.hosts:
+            raise KeyError(name)
+        (self.drained.add if drained else self.drained.discard)(name)
+        self._write(DRAINED_FILE, {"hosts": sorted(self.drained)})
+        for host in self.hosts.values():
+            host.facts = None
+        self._publish()
+
+    # -- what servers on hosts need ------------------------------------------------------------------------
+
+    def is_online(self, name: str) -> bool:
+        """Whether a host answers."""
+        return name in self.hosts and self.hosts[name].online
+
+    def engine_endpoint(self, name: str, model: str, identity: tuple[int, int]) -> Endpoint:
+        """Where requests for this process of a model go. Raises KeyError."""
+        path = f"/engine/{identity[0]}.{identity[1]}/{quote(model, safe='')}"
+        return evolve(self.hosts[name].endpoint, path=path)
+
+    async def tell(self, name: str, model: str, what: str, document: Mapping[str, object]) -> None:
+        """Tell a host's agent to start or stop a model. Raises HostRefused or HostAway."""
+        host = self.hosts.get(name)
+        if host is None:
+            raise HostAway(f"{name} is not known")
+        path = f"/models/{quote(model, safe='')}/{what}"
+        try:
+            response = await self.ask(
+                host.endpoint, path, CALL_LIMIT, {}, StepRequest("POST", path, json.dumps(document))
+            )
+        except (CancelledError, Exception) as error:
+            raise HostAway(f"{name} does not answer: {error}") from None
+        if response.status != 200:
+            raise HostRefused(model, name, _message(response))
+
+    def cannot_start(self, name: str, model: str, why: str) -> None:
+        """A host cannot start a model: it is not a candidate for a while, so that the next decision is another one."""
+        host = self.hosts.get(name)
+        if host is not None:
+            host.missing[model] = (f"what it needs: {why}", self.clock.seconds() + MISSING_FOR)
+            self._publish()
+
+    async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
+        """Reserve memory of a host; returns why it is not there, or "". Waits while Ray is away: raises RayAway."""
+        answer = await self.ray.call(protocol.Reserve, name=name, host=host, sizes=dict(sizes))
+        return str(answer["why"])
+
+    def release(self, name: str) -> None:
+        """End a reservation; if Ray is away, it is ended when the next front asks for all of them."""
+        self.ray.call(protocol.Release, name=name).addErrback(lambda failure: failure.trap(RayAway, protocol.RayError))
+
+
+def _message(response: HttpResponse) -> str:
+    try:
+        return str(json.loads(response.body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"its agent answered with status {response.status}"

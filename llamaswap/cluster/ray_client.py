@@ -1,0 +1,139 @@
+"""The front's side of the process that talks to Ray: starts it, and starts it again when it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import ProcessEndpoint, StandardErrorBehavior
+from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorProcess, IReactorTime
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.amp import AMP, Command
+from twisted.python.failure import Failure
+
+from llamaswap.cluster import driver_protocol as protocol
+from llamaswap.cluster.ray_node import with_parent
+
+RESTART_DELAYS = (1.0, 2.0, 5.0, 10.0)  # seconds; the last one is repeated
+CALL_LIMIT = 40.0  # seconds for a call; the start of an agent's keeper takes longest
+
+log = Logger()
+
+
+class RayAway(Exception):
+    """Ray is not connected; the text says why."""
+
+
+class _Connection(AMP):
+    """The connection to the process."""
+
+    lost: Callable[[], None]
+
+    def makeConnection(self, transport: Any) -> None:
+        transport.getPeer = transport.getHost = lambda: None  # AMP wants to know them, and a process has none
+        super().makeConnection(transport)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        log.info("the process for Ray ended: {reason}", reason=reason.getErrorMessage())
+        super().connectionLost(reason)
+        self.lost()
+
+
+@define(eq=False)
+class RayClient:
+    """Asks Ray through a process, which runs as long as this is open. `changed` is called when it is connected, and
+    when it is not any more; `environ` is that of the process, `where` the head's address; `head`: it starts the head.
+    """
+
+    clock: IReactorTime
+    processes: IReactorProcess
+    environ: Mapping[str, str]
+    where: str
+    head: bool
+    changed: Callable[[], None]
+    connected: bool = field(default=False, init=False)
+    problem: str = field(default="it is being started", init=False)
+    _connection: _Connection | None = field(default=None, init=False)
+    _restart: IDelayedCall | None = field(default=None, init=False)
+    _failures: int = field(default=0, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def open(self) -> None:
+        """Start the process."""
+        self._restart = None
+        words = [sys.executable, "-m", "llamaswap.cluster.ray_driver", self.where, *(["--head"] if self.head else [])]
+        words = with_parent(words)
+        endpoint = ProcessEndpoint(
+            self.processes,
+            sys.executable.encode(),
+            [os.fsencode(word) for word in words],
+            {os.fsencode(name): os.fsencode(value) for name, value in self.environ.items()},
+            errFlag=StandardErrorBehavior.DROP,
+        )
+        factory = Factory.forProtocol(_Connection)
+        endpoint.connect(factory).addCallbacks(self._started, self._failed)
+
+    def _started(self, connection: _Connection) -> None:
+        self._connection = connection
+        connection.lost = self._lost
+        if self._closed:
+            self.close()
+            return
+        # It answers as soon as it is connected to Ray.
+        self.call(protocol.ListNodes, limit=CALL_LIMIT).addCallbacks(self._ready, lambda _: None)
+
+    def _ready(self, _: object) -> None:
+        self.connected, self.problem, self._failures = True, "", 0
+        log.info("connected to Ray at {where}", where=self.where)
+        self.changed()
+
+    def _failed(self, failure: Failure) -> None:
+        self.problem = failure.getErrorMessage()
+        self._lost()
+
+    def _lost(self) -> None:
+        was, self.connected, self._connection = self.connected, False, None
+        if self._closed:
+            return
+        delay = RESTART_DELAYS[min(self._failures, len(RESTART_DELAYS) - 1)]
+        self._failures += 1
+        self.problem = f"Ray at {self.where} does not answer"
+        log.warn("{problem}: what runs on other hosts goes on, and nothing new is loaded there", problem=self.problem)
+        self._restart = self.clock.callLater(delay, self.open)
+        if was:
+            self.changed()
+
+    def call(self, command: type[Command], *, limit: float = CALL_LIMIT, **given: object) -> Deferred[Any]:
+        """Ask; fails with RayError or RayAway."""
+        connection = self._connection
+        if connection is None:
+            failed: Deferred[Any] = Deferred()
+            failed.errback(RayAway(self.problem))
+            return failed
+        asked: Deferred[Any] = connection.callRemote(command, **given)
+        # The answer may come after the time is up: AMP must still have its own Deferred then.
+        answer: Deferred[Any] = Deferred()
+        asked.addBoth(lambda result: None if answer.called else answer.callback(result))
+        answer.addTimeout(limit, self.clock)
+        return answer.addErrback(_explained)
+
+    def close(self) -> None:
+        """End the process; what it reserved and started stays."""
+        self._closed = True
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        if self._connection is not None and self._connection.transport is not None:
+            cast(IProcessTransport, self._connection.transport).signalProcess("TERM")
+
+
+def _explained(failure: Failure) -> Failure:
+    if failure.check(protocol.RayError):
+        return failure
+    kind = "has not answered in time" if failure.check(CancelledError, TimeoutError) else failure.getErrorMessage()
+    return Failure(RayAway(f"Ray: {kind}"))

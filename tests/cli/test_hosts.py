@@ -1,0 +1,72 @@
+"""`hosts`: the token, addresses, names and labels, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from unittest import mock
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.cli.hosts import refuse_public
+from llamaswap.cluster.ray_node import is_public
+from tests.cli.test_command_group import invoke
+
+
+class InitTests(SynchronousTestCase):
+    def init(self, *words: str) -> tuple[int, str]:
+        self.state = Path(self.mktemp())
+        with mock.patch("llamaswap.cli.hosts.require_ray"):
+            done = invoke(["hosts", "init", "--json", "--state", str(self.state), *words])
+        return done.exit_code, done.stdout
+
+    def test_token_is_made_once_and_only_this_user_can_read_it(self) -> None:
+        status, text = self.init("--address", "10.0.0.5")
+        self.assertEqual(status, 0, text)
+        told = json.loads(text)
+        token = (self.state / "token").read_text()
+        self.assertEqual(told["join"], f"llamaswap hosts join 10.0.0.5:6399 --token {token} --name NAME")
+        self.assertEqual(stat.S_IMODE((self.state / "token").stat().st_mode), 0o600)
+        self.assertEqual(stat.S_IMODE(self.state.stat().st_mode), 0o700)
+        with mock.patch("llamaswap.cli.hosts.require_ray"):
+            invoke(["hosts", "init", "--state", str(self.state), "--address", "10.0.0.5"])
+        self.assertEqual((self.state / "token").read_text(), token)
+
+    def test_public_address_and_a_port_of_workers_are_refused(self) -> None:
+        for words, reason in (
+            (("--address", "8.8.8.8"), "not a private address"),
+            (("--address", "10.0.0.5", "--port", "12000"), "for Ray's workers"),
+        ):
+            status, text = self.init(*words)
+            self.assertEqual(status, 1)
+            self.assertIn(reason, text)
+            self.assertFalse(self.state.exists())
+        self.assertEqual(self.init("--address", "8.8.8.8", "--public")[0], 0)
+
+    def test_private_addresses(self) -> None:
+        for address in ("10.0.0.5", "192.168.1.2", "127.0.0.1", "100.64.0.1", "fd00::1", "localhost"):
+            self.assertFalse(is_public(address), address)
+            refuse_public(address, allowed=False)
+        for address in ("8.8.8.8", "2600::1", "example.com"):
+            self.assertTrue(is_public(address), address)
+
+
+class JoinTests(SynchronousTestCase):
+    def test_join_says_what_is_missing_or_wrong(self) -> None:
+        base = ["hosts", "join", "10.0.0.5", "--address", "10.0.0.6", "--state", self.mktemp()]
+        for words, reason in (
+            ([], "give the token"),
+            (["--token", "short"], "not a token"),
+            (["--name", "here"], "cannot be the name"),
+            (["--name", "a b"], "cannot be the name"),
+            (["--label", "gpu"], "KEY=VALUE"),
+        ):
+            with mock.patch("llamaswap.cli.hosts.require_ray"):
+                done = invoke([*base, *words])
+            self.assertEqual(done.exit_code, 1, words)
+            self.assertIn(reason, done.output)
+
+    def test_leave_without_a_join_says_so(self) -> None:
+        done = invoke(["hosts", "leave", "--state", self.mktemp()])
+        self.assertIn("no `llamaswap hosts join` runs here", done.output)

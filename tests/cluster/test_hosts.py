@@ -1,0 +1,176 @@
+"""The hosts as the front knows them: who is online, when one is offline, and what is told about that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import Factory, define, evolve
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError, ConnectionRefusedError
+from twisted.internet.error import TimeoutError as NoAnswer
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.cluster.agent_protocol import EngineState, state_document
+from llamaswap.cluster.hosts import HostManager
+from llamaswap.cluster.ray_node import ClusterFolder
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.schema.hosts import Hosts
+from llamaswap.config.steps import StepRequest
+from llamaswap.http_client import HttpResponse
+from llamaswap.scheduling.hosts import HostFacts
+from tests.cluster.test_agent_protocol import STATE
+
+
+@define(eq=False)
+class FakeRay:
+    """Ray with these nodes. `asked` has the calls."""
+
+    nodes: list[dict[str, object]] = Factory(list)
+    connected: bool = True
+    problem: str = ""
+    asked: list[tuple[str, dict[str, object]]] = Factory(list)
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def call(self, command: type, *, limit: float = 1.0, **given: object) -> Deferred[object]:
+        self.asked.append((command.__name__, given))
+        done: Deferred[object] = Deferred()
+        done.callback({"nodes": self.nodes})
+        return done
+
+
+@define(eq=False)
+class World:
+    """A manager, and what it published, saw and asked."""
+
+    folder: Path
+    clock: Clock = Factory(Clock)
+    ray: FakeRay = Factory(FakeRay)
+    published: list[Mapping[str, HostFacts]] = Factory(list)
+    seen: list[tuple[str, Mapping[str, EngineState]]] = Factory(list)
+    asked: list[tuple[str, Deferred[HttpResponse]]] = Factory(list)
+    manager: HostManager = Factory(lambda self: self.build(), takes_self=True)
+
+    def build(self) -> HostManager:
+        return HostManager(
+            self.clock,
+            self.ask,
+            self.ray,
+            ClusterFolder(self.folder),
+            "token",
+            5,
+            lambda: Hosts(unseen=4.0, grace=60.0),
+            self.published.append,
+            self,
+        )
+
+    def ask(
+        self, endpoint: Endpoint, path: str, limit: float, headers: Mapping[str, str], how: StepRequest | None = None
+    ) -> Deferred[HttpResponse]:
+        waiting: Deferred[HttpResponse] = Deferred()
+        waiting.addTimeout(limit, self.clock, onTimeoutCancel=lambda result, limit: _late(result))
+        self.asked.append((path, waiting))
+        return waiting
+
+    def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
+        self.seen.append((host, engines))
+
+    def answer(self, status: int = 200, **changes: object) -> None:
+        """The host answers the last question."""
+        body = json.dumps(state_document(evolve(STATE, **changes))).encode()
+        self.asked[-1][1].callback(HttpResponse(status, body))
+
+    def online(self) -> bool:
+        return self.published[-1]["nas"].online
+
+    def joined(self) -> World:
+        self.ray.nodes = [{"host": "nas", "alive": True, "address": "10.0.0.2", "port": 6400, "labels": {"gpu": "x"}}]
+        self.manager.open()
+        self.clock.advance(1.0)
+        self.clock.advance(0.0)
+        self.answer()
+        return self
+
+
+def _late(result: object) -> object:
+    raise NoAnswer(string="late")
+
+
+class HostManagerTests(SynchronousTestCase):
+    def scene(self) -> World:
+        return World(Path(self.mktemp()))
+
+    def test_host_of_ray_is_asked_and_published_after_its_engines_were_seen(self) -> None:
+        world = self.scene().joined()
+        facts = world.published[-1]["nas"]
+        self.assertEqual((facts.online, facts.labels, facts.ledger), (True, {"gpu": "x"}, STATE.ledger))
+        self.assertEqual(world.seen, [("nas", STATE.engines)])
+        self.assertIn(("EnsureAgent", {"host": "nas"}), world.ray.asked)
+        self.assertIn("front=5", world.asked[-1][0])
+
+    def test_host_whose_connection_is_cut_is_asked_at_once_and_offline_when_it_refuses(self) -> None:
+        world = self.scene().joined()
+        world.clock.advance(0.1)
+        world.asked[-1][1].errback(ConnectError(string="closed"))
+        self.assertTrue(world.online())
+        world.clock.advance(0.01)
+        world.asked[-1][1].errback(ConnectionRefusedError())
+        self.assertFalse(world.online())
+
+    def test_silent_host_is_offline_after_unseen_and_online_when_it_answers(self) -> None:
+        world = self.scene().joined()
+        world.clock.pump([0.1] * 38)
+        self.assertTrue(world.online())
+        world.clock.pump([0.1] * 10)
+        self.assertFalse(world.online())
+        world.clock.advance(0.5)
+        world.answer()
+        self.assertTrue(world.online())
+
+    def test_host_whose_node_is_dead_is_offline_although_it_is_only_silent(self) -> None:
+        world = self.scene().joined()
+        world.clock.advance(0.1)
+        world.ray.nodes[0]["alive"] = False
+        world.clock.advance(1.0)
+        self.assertFalse(world.online())
+
+    def test_host_of_a_newer_front_or_with_another_token_is_offline(self) -> None:
+        for status, reason in ((409, "a newer front uses it"), (401, "another token")):
+            world = self.scene().joined()
+            world.clock.advance(0.1)
+            world.answer(status)
+            self.assertFalse(world.online())
+            self.assertIn(reason, world.manager.hosts["nas"].problem)
+
+    def test_known_hosts_are_asked_before_ray_answers(self) -> None:
+        world = self.scene().joined()
+        world.manager.close()
+        later = World(world.folder)
+        later.ray.connected = False
+        later.manager.open()
+        later.clock.advance(0.0)
+        later.answer()
+        self.assertTrue(later.online())
+
+    def test_model_that_a_host_could_not_start_is_missing_there_for_a_while(self) -> None:
+        world = self.scene().joined()
+        world.manager.cannot_start("nas", "a", "no such file")
+        self.assertEqual(world.published[-1]["nas"].missing, {"a": "what it needs: no such file"})
+        world.clock.advance(31.0)
+        world.manager.drain("nas", False)
+        self.assertEqual(world.published[-1]["nas"].missing, {})
+
+    def test_drained_hosts_stay_drained_over_a_restart(self) -> None:
+        world = self.scene().joined()
+        world.manager.drain("nas", True)
+        self.assertTrue(world.published[-1]["nas"].drained)
+        self.assertRaises(KeyError, world.manager.drain, "other", True)
+        later = World(world.folder).joined()
+        self.assertTrue(later.published[-1]["nas"].drained)

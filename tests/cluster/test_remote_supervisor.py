@@ -1,0 +1,167 @@
+"""The supervisor of a server on another host: its states follow what the host tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import Factory, define, evolve
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.cluster.agent_protocol import EngineState
+from llamaswap.cluster.hosts import HostAway
+from llamaswap.cluster.ray_client import RayAway
+from llamaswap.cluster.remote_supervisor import RemoteSupervisor
+from llamaswap.config import Model
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import HostRefused, ModelUnloaded, StartFailed
+from llamaswap.scheduling.effects import StartSwap
+
+READY = EngineState(5, 1, "ready", load_seconds=2.0)
+
+
+@define(eq=False)
+class FakeHosts:
+    """Hosts that do what they are told. `told` are the requests, `kept` the reservations."""
+
+    front: int = 5
+    online: bool = True
+    away: bool = False
+    full: str = ""
+    refusal: Exception | None = None
+    told: list[tuple[str, str]] = Factory(list)
+    kept: list[str] = Factory(list)
+    unable: list[str] = Factory(list)
+
+    def is_online(self, host: str) -> bool:
+        return self.online
+
+    def engine_endpoint(self, host: str, model: str, identity: tuple[int, int]) -> Endpoint:
+        return Endpoint("http", host, 6400, f"/engine/{identity[0]}.{identity[1]}/{model}", token="t")
+
+    async def tell(self, host: str, model: str, what: str, document: Mapping[str, object]) -> None:
+        self.told.append((host, what))
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
+        if self.away:
+            raise RayAway("Ray is away")
+        if not self.full:
+            self.kept.append(name)
+        return self.full
+
+    def release(self, name: str) -> None:
+        if name in self.kept:
+            self.kept.remove(name)
+
+    def cannot_start(self, host: str, model: str, why: str) -> None:
+        self.unable.append(why)
+
+
+class RemoteSupervisorTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock, self.hosts = Clock(), FakeHosts()
+        self.events: list[object] = []
+        self.server = RemoteSupervisor(Model("a", cmd="serve", unload_timeout=1.0), self.hosts, self.clock, self)
+
+    def state_changed(self, model: str, old: str, new: str) -> None:
+        self.events.append(new)
+
+    def exited(self, model: str, exit_status: int | None, expected: bool) -> None:
+        self.events.append(("exited", exit_status))
+
+    def begin(self) -> list[object]:
+        self.server.set_place(StartSwap(1, "a", (), "test", 0.0, gpus=("gpu0",), host="nas", sizes={"gpu0": 7}))
+        found: list[object] = []
+        self.server.ensure_ready().addBoth(lambda result: found.append(getattr(result, "value", result)))
+        self.clock.advance(0.0)
+        return found
+
+    def ready(self) -> list[object]:
+        found = self.begin()
+        self.server.heard(READY)
+        self.clock.advance(0.0)
+        return found
+
+    def test_server_is_reserved_started_and_ready_when_its_host_says_so(self) -> None:
+        found = self.begin()
+        self.assertEqual((self.hosts.told, self.hosts.kept, found), ([("nas", "start")], ["a#5.1"], []))
+        self.server.heard(None)  # told before the host knew of it
+        self.server.heard(READY)
+        self.clock.advance(0.0)
+        self.assertEqual(found, [Endpoint("http", "nas", 6400, "/engine/5.1/a", token="t")])
+        self.assertEqual((self.events, self.server.status().load_seconds), (["starting", "ready"], (2.0,)))
+
+    def test_memory_that_ray_has_not_makes_the_model_be_decided_about_again(self) -> None:
+        self.hosts.full = "Ray has no room"
+        [error] = self.begin()
+        self.assertIsInstance(error, HostRefused)
+        self.assertEqual((self.hosts.told, self.hosts.unable), ([], ["Ray has no room"]))
+
+    def test_start_waits_while_ray_is_away(self) -> None:
+        self.hosts.away = True
+        found = self.begin()
+        self.clock.pump([0.5] * 20)
+        self.assertEqual((found, self.hosts.told), ([], []))
+        self.hosts.away = False
+        self.clock.advance(0.5)
+        self.assertEqual(self.hosts.told, [("nas", "start")])
+
+    def test_host_that_refuses_or_does_not_answer_fails_the_start(self) -> None:
+        for refusal, kind in ((HostRefused("a", "nas", "no file"), HostRefused), (HostAway("silent"), StartFailed)):
+            self.setUp()
+            self.hosts.refusal = refusal
+            [error] = self.begin()
+            self.assertIsInstance(error, kind)
+            self.assertEqual((self.server.state, self.hosts.kept), ("stopped", []))
+
+    def test_exit_is_reported_and_the_reservation_released(self) -> None:
+        self.ready()
+        self.server.heard(evolve(READY, state="stopped", error="crashed", exit_status=7, tail="last words"))
+        self.assertEqual(self.events[-1], ("exited", 7))
+        self.assertEqual((self.server.log_tail(), self.hosts.kept), ("last words", []))
+
+    def test_agent_that_was_restarted_has_no_server_any_more(self) -> None:
+        self.ready()
+        self.server.heard(None)
+        self.assertEqual(self.events[-1], ("exited", None))
+
+    def test_accepted_start_that_the_host_never_shows_fails(self) -> None:
+        found = self.begin()
+        for _ in range(3):
+            self.server.heard(None)
+        self.clock.advance(0.0)
+        self.assertIsInstance(found[0], StartFailed)
+
+    def test_stop_ends_when_the_host_says_so(self) -> None:
+        self.ready()
+        stopped = self.server.stop()
+        self.assertNoResult(stopped)
+        self.server.heard(evolve(READY, state="stopping"))
+        self.assertNoResult(stopped)
+        self.server.heard(None)
+        self.clock.advance(0.0)
+        self.successResultOf(stopped)
+        self.assertEqual(self.hosts.told[-1], ("nas", "stop"))
+
+    def test_stop_on_an_offline_host_ends_at_once(self) -> None:
+        self.ready()
+        self.hosts.online = False
+        stopped = self.server.stop()
+        self.clock.advance(0.0)
+        self.successResultOf(stopped)
+
+    def test_stop_is_given_up_in_time(self) -> None:
+        self.ready()
+        stopped = self.server.stop()
+        self.clock.pump([1.0] * 17)
+        self.successResultOf(stopped)
+        self.assertGreater(len(self.hosts.told), 10)
+        self.assertEqual(len(self.flushLoggedErrors()), 0)
+
+    def test_start_that_is_unwanted_fails_with_model_unloaded(self) -> None:
+        found = self.begin()
+        self.server.stop()
+        self.clock.advance(0.0)
+        self.assertIsInstance(found[0], ModelUnloaded)
