@@ -185,6 +185,15 @@ class HostRefused(LlamaswapError):
 
 
 @frozen
+class HostVanished(LlamaswapError):
+    """The host of a request's server is offline. Its connections are cut, because they may stay open for long."""
+
+    model: str
+    host: str
+    text = "{self.model}: {self.host} is offline"
+
+
+@frozen
 class NoHost(RequestError):
     """No host can run the model, because of `reason`. Correct its `place`, or wait until a host is back."""
 

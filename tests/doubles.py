@@ -317,6 +317,7 @@ class FakeSupervisor:
     asleep_since: float | None = None
     wakes: int = 0
     cmd: tuple[str, ...] = ()
+    token: str = field(default="", init=False)
     cleanings: list[Deferred[None]] = field(factory=list, init=False)
     places: list[tuple[str, tuple[str, ...], int]] = field(factory=list, init=False)
     _dozing: bool = field(default=False, init=False)
@@ -327,7 +328,7 @@ class FakeSupervisor:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint("http", "127.0.0.1", 5800 + self.spawned)
+        return Endpoint("http", "127.0.0.1", 5800 + self.spawned, token=self.token)
 
     def ensure_ready(self) -> Deferred[Endpoint]:
         waiter: Deferred[Endpoint] = Deferred()

@@ -32,6 +32,7 @@ from llamaswap.scheduling.hosts import HostFacts
 from llamaswap.scheduling.memory import Device, Ledger, MemoryNeed
 
 LIST_INTERVAL = 1.0  # seconds between two lists of Ray's nodes
+RECONCILE_INTERVAL = 30.0  # seconds between two lists of its reservations
 RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
 CALL_LIMIT = 10.0  # seconds for a request to an agent
 MISSING_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
@@ -58,6 +59,9 @@ class HostListener(Protocol):
 
     def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
         """A host has told its state; the scheduler does not know it yet."""
+
+    def reservations(self) -> set[str]:
+        """The names of all reservations that are in use."""
 
 
 @define(eq=False)
@@ -98,6 +102,8 @@ class HostManager:
     hosts: dict[str, KnownHost] = field(factory=dict, init=False)
     drained: set[str] = field(factory=set, init=False)
     superseded: bool = field(default=False, init=False)
+    _reconciled: float = field(default=0.0, init=False)
+    _unused: set[str] = field(factory=set, init=False)
     _lister: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
@@ -132,6 +138,17 @@ class HostManager:
         self._lister = self.clock.callLater(LIST_INTERVAL, self._list)
         if self.ray.connected:
             self.ray.call(protocol.ListNodes, limit=5.0).addCallbacks(self._listed, lambda _: None)
+            if self.clock.seconds() - self._reconciled >= RECONCILE_INTERVAL and not self.superseded:
+                self._reconciled = self.clock.seconds()
+                self.ray.call(protocol.ListReservations).addCallbacks(self._reserved, lambda _: None)
+
+    def _reserved(self, answer: Mapping[str, Any]) -> None:
+        """Release what is listed twice in a row and used by nothing: a load was given up at the wrong moment, or a front
+        died."""
+        unused = {str(name) for name in answer["names"]} - self.listener.reservations()
+        for name in unused & self._unused:
+            self.release(name)
+        self._unused = unused
 
     def _listed(self, answer: Mapping[str, Any]) -> None:
         changed = False

@@ -113,6 +113,12 @@ class RemoteServers:
                 supervisor.heard(engine if ours else None)
         self._adopt(host, [(model, engine) for model, engine in engines.items() if not self._is_known(host, model)])
 
+    def reservations(self) -> set[str]:
+        """See `HostListener`."""
+        return {
+            reservation_name(one.model.id, one.identity) for one in self._supervisors.values() if one.state != STOPPED
+        }
+
     def host_lost(self, hosts: Sequence[str]) -> None:
         """These hosts are offline, and the router knows it."""
         for supervisor in list(self._supervisors.values()):

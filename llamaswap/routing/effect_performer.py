@@ -36,10 +36,14 @@ from llamaswap.scheduling.effects import (
 
 @define(eq=False)
 class EffectPerformer(ModelQueries):
-    """Performs the scheduler's effects in their order. `_pending` and `_stalled` are keyed by the ticket's number."""
+    """Performs the scheduler's effects in their order. `_pending` and `_stalled` are keyed by the ticket's number.
+
+    `_remote` are the leases of models on other hosts.
+    """
 
     _pending: dict[int, PendingLease] = field(factory=dict, init=False)
     _stalled: dict[int, Lease] = field(factory=dict, init=False)
+    _remote: dict[str, set[Lease]] = field(factory=dict, init=False)
     _outbox: deque[Effect] = field(factory=deque, init=False)
     _performing: bool = field(default=False, init=False)
     _queue_timer: IDelayedCall | None = field(default=None, init=False)
@@ -104,7 +108,10 @@ class EffectPerformer(ModelQueries):
         process = self._models[ticket.model].process
         assert process is not None, "the scheduler grants only models that are ready"
         self._lease_count += 1
-        return Lease(ticket, process, self)
+        lease = Lease(ticket, process, self)
+        if process.endpoint.token:
+            self._remote.setdefault(ticket.model, set()).add(lease)
+        return lease
 
     def _refusal(self, error: LlamaswapError) -> RequestError:
         """The error of a refused request; the scheduler only ever refuses with RequestErrors."""
@@ -115,6 +122,8 @@ class EffectPerformer(ModelQueries):
     def lease_released(self, lease: Lease) -> None:
         """The request of a lease has ended."""
         self._lease_count -= 1
+        if self._remote and (remote := self._remote.get(lease.ticket.model)) is not None:
+            remote.discard(lease)
         if self._stalled:
             self._stalled.pop(lease.ticket.number, None)
         now = self._last_decision = self._clock.seconds()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from attrs import define
 
+from llamaswap.errors import HostVanished
+from llamaswap.routing.leases import Lease
 from llamaswap.routing.leasing_router import LeasingRouter
 from llamaswap.scheduling.hosts import HostFacts, vanished
 
@@ -19,13 +21,18 @@ class HostsRouter(LeasingRouter):
 
         The leases of what runs on a host that is not online any more are lost.
         """
+        cut: list[tuple[Lease, HostVanished]] = []
         for host in vanished(self._scheduler.hosts, hosts):
             models = sorted(self._scheduler.servers_on(host))
             for model in models:
                 self._models[model].mark_lost()
+                cut += [(lease, HostVanished(model, host)) for lease in self._remote.pop(model, ())]
             self._log.warn("host {host} vanished with {models}", host=host, models=", ".join(models) or "no models")
         missed, now = self._scheduler.missed, self._clock.seconds()
         self._perform(self._scheduler.hosts_changed(hosts, now), now)
+        for lease, error in cut:
+            if lease.interrupt is not None:
+                lease.interrupt(error)
         if self._scheduler.missed - missed:
             self._log.error(
                 "{hosts} vanished at once, more than half of the hosts: what they ran is not loaded elsewhere until "

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.errors import ReaderStalled, RequestError
+from llamaswap.errors import LlamaswapError, RequestError
 from llamaswap.scheduling.effects import Ticket
 
 
@@ -36,13 +36,14 @@ class LeaseOwner(Protocol):
 class Lease:
     """The right to use a model's server. It keeps the model loaded, so release it in a `finally`.
 
-    `interrupt` is called if another request needs the model's memory and the client has read nothing for too long.
+    `interrupt` is called with the reason: another request needs the memory and the client has read nothing for too
+    long, or the host of the server is offline.
     """
 
     ticket: Ticket
     _process: ProcessInstance = field(repr=False)
     _owner: LeaseOwner | None = field(repr=False)
-    interrupt: Callable[[ReaderStalled], None] | None = field(default=None, init=False, repr=False)
+    interrupt: Callable[[LlamaswapError], None] | None = field(default=None, init=False, repr=False)
 
     @property
     def priority(self) -> int:

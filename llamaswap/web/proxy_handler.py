@@ -18,6 +18,7 @@ from llamaswap.config import Model, Peer
 from llamaswap.errors import (
     Cancelled,
     ClientGone,
+    HostVanished,
     LlamaswapError,
     ModelUnloaded,
     NotReady,
@@ -283,6 +284,13 @@ class ProxyHandler:
             if self._closing:
                 raise UpstreamTruncated(error.where, "llamaswap is shutting down") from error
             raise
+        except HostVanished as error:
+            if request.exchange.sink.started:
+                raise UpstreamTruncated(model.id, str(error)) from error
+            if not may_retry or not request.repeatable:
+                raise UpstreamUnreachable(model.id, str(error)) from error
+            log.info("{error}; the request is tried elsewhere", error=error)
+            return False
         except UpstreamUnreachable as error:
             exited = may_retry and await server_exited(lease, request.exchange, self.clock)
             if lease.unloaded:

@@ -42,7 +42,7 @@ class FakeRay:
     def call(self, command: type, *, limit: float = 1.0, **given: object) -> Deferred[object]:
         self.asked.append((command.__name__, given))
         done: Deferred[object] = Deferred()
-        done.callback({"nodes": self.nodes})
+        done.callback({"nodes": self.nodes, "names": ["a#5.1", "b#4.9"]})
         return done
 
 
@@ -81,6 +81,9 @@ class World:
 
     def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
         self.seen.append((host, engines))
+
+    def reservations(self) -> set[str]:
+        return {"a#5.1"}
 
     def answer(self, status: int = 200, **changes: object) -> None:
         """The host answers the last question."""
@@ -148,6 +151,14 @@ class HostManagerTests(SynchronousTestCase):
             world.answer(status)
             self.assertFalse(world.online())
             self.assertIn(reason, world.manager.hosts["nas"].problem)
+
+    def test_reservation_that_nothing_uses_is_released_after_a_while(self) -> None:
+        world = self.scene().joined()
+        released = lambda: [given["name"] for name, given in world.ray.asked if name == "Release"]
+        world.clock.pump([1.0] * 20)
+        self.assertEqual(released(), [])
+        world.clock.pump([1.0] * 45)
+        self.assertEqual(released(), ["b#4.9"])
 
     def test_known_hosts_are_asked_before_ray_answers(self) -> None:
         world = self.scene().joined()

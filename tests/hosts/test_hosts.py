@@ -91,9 +91,14 @@ class HostsTests(TestCase):
         cluster = self.cluster
         _, first = cluster.chat("single")
         self.assertEqual(cluster.host_of("single"), "beta")
+        stream = cluster.stream("stream")
+        wait_for(lambda: stream.data, 30, "the first bytes")
+        self.assertEqual(cluster.host_of("stream"), "beta")
         agent = cluster.agent("beta")
         os.kill(agent, signal.SIGSTOP)
         try:
+            self.assertTrue(stream.ended.wait(20), "the stream of a silent host has no end")
+            self.assertTrue(stream.error is not None or b"offline" in stream.data, stream.data[-500:])
             wait_for(lambda: "beta" not in cluster.online(), 20, "the silence of beta")
             status, second = cluster.chat("single")
             self.assertEqual(status, 200)

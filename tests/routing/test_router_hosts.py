@@ -85,6 +85,15 @@ class HostTests(SynchronousTestCase):
         self.assertEqual(here.router.host_of("a"), "nas")
         lease.release()
 
+    def test_responses_of_a_vanished_host_are_cut_with_the_reason(self) -> None:
+        here = scene(nas=box("nas", 40))
+        here.fleet["a"].token = "t"
+        lease, cut = here.lease("a"), []
+        lease.interrupt = cut.append
+        here.router.hosts_changed({})
+        self.assertEqual([str(error) for error in cut], ["a: nas is offline"])
+        lease.release()
+
     def test_request_whose_load_was_on_a_vanished_host_is_granted_elsewhere(self) -> None:
         here = scene(nas=box("nas", 40), gpu=box("gpu", 40))
         here.fleet["a"].load = 5.0

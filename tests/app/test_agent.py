@@ -1,0 +1,170 @@
+"""The agent: only the token opens it, and of two fronts or two decisions the older one changes nothing."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+from attrs import Factory, define
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.app.agent import Agent
+from llamaswap.cluster.agent_protocol import HostState, state_of
+from llamaswap.config import Config
+from llamaswap.events import EventBus
+from llamaswap.proxy.bodies import BytesBody
+from llamaswap.proxy.exchange import Exchange, RequestHead
+from llamaswap.scheduling.memory import Ledger
+from tests.doubles import server_status
+from tests.web.pipeline import FakeSink
+
+DEFINITION = {"cmd": "serve --port ${PORT}", "proxy": "http://localhost:${PORT}"}
+
+
+@define(eq=False)
+class FakeAgentRouter:
+    """A router of one host: loads wait until the test fires them."""
+
+    config: Config = Factory(Config)
+    states: dict[str, str] = Factory(dict)
+    problem: str = ""
+    loads: list[tuple[str, Deferred[None]]] = Factory(list)
+    unloads: list[str] = Factory(list)
+
+    def start_problem(self, model: str) -> str:
+        return self.problem
+
+    def load(self, model: str, origin: str) -> Deferred[None]:
+        self.loads.append((model, Deferred()))
+        return self.loads[-1][1]
+
+    def unload(self, models: list[str]) -> Deferred[None]:
+        self.unloads += models
+        return succeed(None)
+
+    def state(self, model: str) -> str:
+        return self.states.get(model, "stopped")
+
+    def status(self, model: str) -> object:
+        return server_status(model)
+
+    def log_tail(self, model: str) -> str:
+        return "the last line"
+
+
+class AgentTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock, self.router = Clock(), FakeAgentRouter()
+        memory = SimpleNamespace(monitor=SimpleNamespace(ledger=Ledger({})), names={})
+        context = SimpleNamespace(reactor=self.clock, bus=EventBus(self.fail))
+        models = SimpleNamespace(router=self.router, pool=None)
+        parts = SimpleNamespace(context=context, models=models, memory=memory, apply=self.apply)
+        self.agent = Agent(parts, b"sesame")
+        self.addCleanup(self.agent.close)
+
+    def apply(self, config: Config, changes: object) -> None:
+        self.router.config = config
+
+    def ask(self, method: str, target: str, document: object = None, token: bytes = b"sesame") -> FakeSink:
+        head = RequestHead(method.encode(), target.encode(), [(b"X-Llamaswap-Host-Token", token)])
+        body = b"" if document is None else json.dumps(document).encode()
+        exchange = Exchange(head, BytesBody(body), FakeSink(), "10.0.0.5", 0.0)
+        self.agent.serve(exchange)
+        return exchange.sink
+
+    def start(self, front: int, generation: int, definition: object = DEFINITION) -> FakeSink:
+        document = {"front": front, "generation": generation, "definition": definition, "digest": "d"}
+        return self.ask("POST", "/models/a/start", document)
+
+    def stop(self, front: int, generation: int) -> FakeSink:
+        return self.ask("POST", "/models/a/stop", {"front": front, "generation": generation})
+
+    def state(self, front: int = 1, after: int = 0) -> HostState:
+        return state_of(self.ask("GET", f"/state?front={front}&grace=60&after={after}&wait=1").body)
+
+    def ready(self) -> None:
+        self.router.states["a"] = "ready"
+        self.router.loads[-1][1].callback(None)
+
+    def test_requests_without_the_token_are_refused(self) -> None:
+        for target in ("/state?front=1&grace=60", "/engine/1.1/a/v1/models", "/ui/"):
+            self.assertEqual(self.ask("GET", target, token=b"other").status, 401, target)
+        self.assertEqual(self.agent.front, 0)
+
+    def test_model_is_started_shown_and_stopped(self) -> None:
+        self.assertEqual(self.start(1, 1).status, 200)
+        self.assertIn("a", self.router.config.models)
+        self.assertEqual(self.state().engines["a"].state, "starting")
+        self.ready()
+        engine = self.state().engines["a"]
+        self.assertEqual((engine.state, engine.identity, engine.digest), ("ready", (1, 1), "d"))
+        self.assertEqual(self.stop(1, 1).status, 200)
+        self.assertEqual(self.state().engines, {})
+
+    def test_older_decision_and_older_front_change_nothing(self) -> None:
+        self.start(2, 5)
+        self.ready()
+        loads = len(self.router.loads)
+        self.assertEqual(self.start(2, 4).status, 409)
+        self.assertEqual(self.start(1, 9).status, 409)
+        self.assertEqual(self.stop(1, 9).status, 409)
+        self.assertEqual(self.ask("GET", "/state?front=1&grace=60").status, 409)
+        self.assertEqual(self.stop(2, 4).status, 200)  # it has ended already, as far as that decision is concerned
+        self.assertEqual((self.state(2).engines["a"].state, len(self.router.loads)), ("ready", loads))
+
+    def test_same_start_again_starts_nothing(self) -> None:
+        self.start(1, 1)
+        self.assertEqual(self.start(1, 1).status, 200)
+        self.assertEqual(len(self.router.loads), 1)
+
+    def test_newer_decision_replaces_the_process(self) -> None:
+        self.start(1, 1)
+        self.ready()
+        self.assertEqual(self.start(1, 2).status, 200)
+        self.assertEqual(self.router.unloads, ["a", "a"])
+        self.assertEqual(self.state().engines["a"].identity, (1, 2))
+
+    def test_newer_front_finds_what_runs(self) -> None:
+        self.start(1, 1)
+        self.ready()
+        self.assertEqual(self.state(2).engines["a"].identity, (1, 1))
+        self.assertEqual(self.stop(2, 1).status, 200)
+
+    def test_failed_start_says_why(self) -> None:
+        self.start(1, 1)
+        self.router.loads[-1][1].errback(ValueError("no such board"))
+        engine = self.state().engines["a"]
+        self.assertEqual((engine.state, engine.error, engine.tail), ("stopped", "no such board", "the last line"))
+
+    def test_unusable_definitions_are_refused(self) -> None:
+        self.router.problem = "serve: not found"
+        self.assertEqual((self.start(1, 1).status, self.agent.engines), (422, {}))
+        self.router.problem = ""
+        for definition, status in (({"cmd": "a", "colour": 1, "proxy": "${X}"}, 422), ("text", 400), (None, 400)):
+            self.assertEqual(self.start(1, 2, definition).status, status)
+        self.assertEqual(self.ask("POST", "/models/a/start", {"front": 1}).status, 400)
+        self.assertEqual(self.ask("GET", "/other").status, 404)
+
+    def test_state_is_waited_for_until_it_changes(self) -> None:
+        number = self.state().number
+        sink = self.ask("GET", f"/state?front=1&grace=60&after={number}&wait=5")
+        self.assertFalse(sink.started)
+        self.start(1, 1)
+        self.assertGreater(state_of(sink.body).number, number)
+
+    def test_models_are_stopped_when_no_front_has_asked_for_the_grace(self) -> None:
+        self.start(1, 1)
+        self.ready()
+        self.state()
+        self.clock.pump([1.0] * 59)
+        self.assertEqual(self.agent.engines["a"].state, "ready")
+        self.clock.pump([1.0] * 3)
+        self.assertEqual(self.agent.engines, {})
+
+    def test_request_for_a_process_that_is_not_there_is_cut_so_that_the_front_looks_again(self) -> None:
+        self.start(1, 1)
+        self.ready()
+        for target in ("/engine/1.2/a/v1/models", "/engine/1.1/b/v1/models"):
+            self.assertEqual(self.ask("GET", target).ending, "aborted")
