@@ -121,8 +121,7 @@ class AdminWiring:
                 upgrade=context.upgrade_status,
                 ollama_version=lambda call: config().ollama.version if self._for_ollama(call) else None,
             ),
-            MemoryEndpoints(self.parts.memory.report),
-            HostEndpoints(self.parts.models.hosts, router.load_lost_elsewhere),
+            *self._memory_groups(),
             LeaseEndpoints(self.parts.models.leases, router, reactor),
             ConfigEndpoints(config_file, config, self.web.reloads, self.parts.config_thread),
             DiscoveryEndpoints(
@@ -154,6 +153,14 @@ class AdminWiring:
         """Whether a request came to the address for Ollama's clients."""
         port = self.parts.context.ollama_port()
         return port is not None and call.local_port == port
+
+    def _memory_groups(self) -> list[object]:
+        """What shows the memory of this machine and of other hosts."""
+        models = self.parts.models
+        return [
+            MemoryEndpoints(self.parts.memory.report),
+            HostEndpoints(models.hosts, models.router.load_lost_elsewhere),
+        ]
 
     def _model_groups(self, model_routes: IResource) -> list[object]:
         """What shows the models, their requests and their logs."""

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -89,14 +89,7 @@ class ModelParts:
 
         self.hosts = self._host_parts(context, config)
 
-        def supervise(model: Model, listener: SupervisorListener) -> PreparedSupervisor:
-            log = registry.model(model.id).write
-            supervisor: Supervised = Supervisor(model, launcher=self.launcher, ask=self.ask, log=log, listener=listener)
-            if self.hosts is not None:
-                supervisor = self.hosts.servers.placed(model, listener, supervisor)
-            preparations = (hooks.HookPreparation(model.id, self.hooks), slots.SlotPreparation(model, self.slots))
-            return PreparedSupervisor(supervisor, preparations)
-
+        supervise = lambda model, listener: self._supervisor(model, listener, registry.model(model.id).write)
         self.router = Router(config, supervise, reactor, bus, self.memory)
         self.leases = MemoryLeases(self.router, reactor, lambda: secrets.token_hex(4))
         self.read_ahead = ReadAhead(self.disk_thread, lambda model: _command(current(), model), reactor.seconds)
@@ -113,6 +106,15 @@ class ModelParts:
         self.hooks.listen(bus)
         bus.subscribe(StateChanged, self._server_changed)
         bus.subscribe(SwapBegan, self._swap_began)
+
+    def _supervisor(
+        self, model: Model, listener: SupervisorListener, write: Callable[[bytes], None]
+    ) -> PreparedSupervisor:
+        supervisor: Supervised = Supervisor(model, launcher=self.launcher, ask=self.ask, log=write, listener=listener)
+        if self.hosts is not None:
+            supervisor = self.hosts.servers.placed(model, listener, supervisor)
+        preparations = (hooks.HookPreparation(model.id, self.hooks), slots.SlotPreparation(model, self.slots))
+        return PreparedSupervisor(supervisor, preparations)
 
     def _host_parts(self, context: ServiceContext, config: Config) -> HostParts | None:
         if config.hosts is None:

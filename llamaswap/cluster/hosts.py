@@ -143,8 +143,8 @@ class HostManager:
                 self.ray.call(protocol.ListReservations).addCallbacks(self._reserved, lambda _: None)
 
     def _reserved(self, answer: Mapping[str, Any]) -> None:
-        """Release what is listed twice in a row and used by nothing: a load was given up at the wrong moment, or a front
-        died."""
+        """Release what is listed twice in a row and used by nothing: a load was given up at the wrong moment, or a
+        front died."""
         unused = {str(name) for name in answer["names"]} - self.listener.reservations()
         for name in unused & self._unused:
             self.release(name)

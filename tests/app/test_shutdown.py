@@ -38,6 +38,7 @@ def fake_parts(clock, calls, requests, hooks, disk):
         watchdog=part,
         observability=SimpleNamespace(inflight=part, close=lambda: disk),
         models=SimpleNamespace(
+            hosts=None,
             router=FakeRouter(Config(drain_timeout=30.0), calls=calls),
             slots=part,
             leases=part,
@@ -50,7 +51,7 @@ def fake_parts(clock, calls, requests, hooks, disk):
             driver_thread=thread,
             disk_thread=thread,
         ),
-        web=SimpleNamespace(proxy=proxy, streams=part, load_tests=part, downloads=part, factory=part),
+        web=SimpleNamespace(proxy=proxy, streams=part, load_tests=part, downloads=part, factory=part, agent=None),
     )
 
 
