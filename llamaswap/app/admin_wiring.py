@@ -45,6 +45,7 @@ from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.mcp import McpEndpoints
 from llamaswap.web.mcp_servers import ChatToolEndpoints
 from llamaswap.web.memory_api import MemoryEndpoints
+from llamaswap.web.model_list import ModelListEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
 from llamaswap.web.ollama_models import OllamaModelEndpoints
@@ -181,7 +182,9 @@ class AdminWiring:
             slot_cache=models.slot_cache,
             capabilities=capabilities,
         )
+        file_thread = WorkerThread("model files", context.reactor)
         return [
+            ModelListEndpoints(router, file_thread, context.reactor, capabilities),
             listing,
             processes,
             usage,

@@ -184,7 +184,7 @@ class ModelEndpoints:
             slots=model.concurrency_limit or None,
             active=(self.inflight.by_server() if model.replica_of else self.inflight.by_model()).get(model.id, 0),
             waiting=sum(1 for waiting in self.router.queue() if waiting.model in config.copies(model.id)),
-            groups=_groups(config, model.replica_of or model.id),
+            groups=groups_of(config, model.replica_of or model.id),
             context_length=self.capabilities(model).context or None,
             last_error=masked_text(status.last_error, secrets) if status.last_error else None,
             failed=masked_text(self.router.failure(model.id), secrets) or None,
@@ -335,7 +335,8 @@ def _words(command: str) -> Sequence[str]:
         return command.split()
 
 
-def _groups(config: Config, model: str) -> list[str]:
+def groups_of(config: Config, model: str) -> list[str]:
+    """The groups, or the sets of the matrix, that name a model."""
     settings = config.routing.router.settings
     if settings.matrix is not None:
         short = [name for name, real in settings.matrix.vars.items() if real == model]

@@ -120,6 +120,13 @@ class Phases(harness.MockCase):
         page.get_by_role("button", name="First token").click()
         page.wait_for_url(re.compile("sort=first_token"))
 
+    def test_columns_of_requests_fit_into_the_window(self) -> None:
+        page = self.page("requests", width=1280)
+        self.live(page)
+        page.locator("tr[data-id='420'] .phasebar").wait_for()
+        box = page.get_by_role("region", name="Finished requests")
+        self.assertLessEqual(box.evaluate("box => box.scrollWidth - box.clientWidth"), 0)
+
     def test_slow_request_says_why_in_its_waterfall(self) -> None:
         for width, theme in ((1440, "dark"), (390, "light")):
             page = self.page("requests?open=420", width=width, theme=theme, bypass_csp=True)
@@ -151,3 +158,42 @@ class RealPhases(harness.RealCase):
         page.locator(".figures li", has_text="Requests per minute").wait_for()
 
 
+class ModelFacts(harness.MockCase):
+    """What tells models apart, and how one is found among many."""
+
+    def test_table_of_models_has_context_quantisation_file_load_time_and_group(self) -> None:
+        for width, theme in ((1440, "light"), (1280, "dark"), (390, "light")):
+            page = self.page("models", width=width, theme=theme, bypass_csp=True)
+            self.live(page)
+            row = page.locator("tr[data-model='gpt-oss-120b']")
+            row.get_by_text("MXFP4").wait_for()
+            shown = row.inner_text()
+            self.assertIn("128k", shown)
+            self.assertEqual("59.0 GiB" in shown, width > 1100)
+            self.assertEqual("22 s" in shown, width > 1100)
+            self.assertEqual("big" in shown.splitlines() or "\tbig\t" in shown, width == 1440)
+            over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            self.assertLessEqual(over, 0)
+            if harness.AXE.exists():
+                self.assertEqual(self.axe(page), [])
+
+    def test_model_that_is_kept_loaded_is_marked_with_the_pin(self) -> None:
+        self.world.pins.add("gpt-oss-120b")
+        page = self.page("models")
+        self.live(page)
+        page.locator("tr[data-model='gpt-oss-120b'] .kept").wait_for()
+        self.assertEqual(page.locator(".kept").count(), 1)
+
+    def test_model_is_searched_for_and_is_among_the_last_used_afterwards(self) -> None:
+        page = self.page("playground?tab=chat")
+        self.live(page)
+        page.get_by_role("button", name="Search the models").first.click()
+        dialog = page.locator("dialog")
+        self.assertEqual(dialog.locator("h4").first.inner_text(), "Loaded")
+        dialog.get_by_label("Search models").fill("glm 4.5")
+        self.assertEqual(dialog.locator(".picks button").count(), 1)
+        page.keyboard.press("Enter")
+        self.gone(dialog)
+        select = page.locator(".modelselect select").first
+        self.assertEqual(select.input_value(), "glm-4.5-air")
+        self.assertEqual(select.locator("optgroup[label='Last used'] option").all_text_contents(), ["glm-4.5-air"])

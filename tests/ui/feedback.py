@@ -171,6 +171,16 @@ class MockFeedback(harness.MockCase):
         for item in items.all():
             self.assertLess(item.bounding_box()["height"], 40)
 
+    def test_words_of_the_header_stay_whole_at_every_width(self) -> None:
+        for width in (1440, 1280, 1120, 1024, 800):
+            page = self.page(width=width)
+            self.live(page)
+            for item in page.locator("header .nav a").all():
+                box = item.bounding_box()
+                self.assertLess(item.evaluate("a => a.getClientRects().length && a.scrollHeight - a.clientHeight"), 2)
+                self.assertLess(box["x"] + box["width"], width - 60, (width, item.inner_text()))
+            page.close()
+
     def test_header_reaches_the_edge_beside_the_scroll_bar(self) -> None:
         page = self.page("config")
         self.live(page)

@@ -42,6 +42,17 @@ MODELS = [
     ("glm-4.5-air", "", "Does not fit beside the big one", "stopped", {"function_calling": True}, 131072),
     ("draft-test", "", "", "stopped", {}, 4096),
 ]
+# The quantisation, the size of the file and the usual load time of those of which they are known.
+FILES = {
+    "gpt-oss-120b": ("MXFP4", 63_400_000_000, 22_000),
+    "gemma-3-27b": ("Q4_K_M", 16_500_000_000, 14_000),
+    "qwen3-coder-30b": ("Q5_K_M", 21_700_000_000, 9_000),
+    "org/mistral-small-24b": ("Q4_K_M", 14_300_000_000, None),
+    "bge-m3": ("F16", 1_160_000_000, 2_000),
+    "bge-reranker-v2": ("Q8_0", 636_000_000, None),
+    "whisper-large-v3": (None, 1_620_000_000, None),
+    "glm-4.5-air": ("Q4_K_M", 72_900_000_000, 31_000),
+}
 EVIL = (
     "# Answer\n\nA **list**:\n\n- one\n- two\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n"
     "```python\ndef f(x):\n    return x + 1\n```\n\n"
@@ -86,7 +97,9 @@ def usage(by: list[str]) -> dict[str, object]:
     day = int(time.time()) // 86400 * 86400
     values = {"day": [day - 86400 * n for n in range(7)], "hour": [day], "key": ["child", ""], "model": ["gemma-3-27b"]}
     counts = {"requests": 12, "errors": 1, "input_tokens": 9000, "output_tokens": 4000, "cache_tokens": 100}
-    rows = [{**dict.fromkeys(by, ""), by[0]: value, **counts, "duration_ms": 65000} for value in values.get(by[0], [""])]
+    rows = [
+        {**dict.fromkeys(by, ""), by[0]: value, **counts, "duration_ms": 65000} for value in values.get(by[0], [""])
+    ]
     return {"by": by, "rows": rows, "complete": True}
 
 
@@ -618,6 +631,14 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/plan":
             evicts = [{"model": "qwen3-coder-30b", "active": 1}]
             self.json({"running": False, "evicts": evicts, "waits_for": ["qwen3-coder-30b"], "eta_ms": 22000})
+        elif path == "/api/catalog":
+            rows = [
+                {"id": name, "state": world.states[name], "failed": None, "pinned": name in world.pins,
+                 "groups": ["big"] if "120b" in name else ["(default)"], "context_length": context or None,
+                 **dict(zip(("quant", "file_bytes", "load_ms"), FILES.get(name, (None, None, None)), strict=True))}
+                for name, _, _, _, _, context in world.models
+            ]  # fmt: skip
+            self.json({"models": rows})
         elif path.startswith("/api/models/"):
             self.detail(unquote(path.removeprefix("/api/models/")))
         elif path == "/v1/models":

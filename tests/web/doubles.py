@@ -42,6 +42,7 @@ from llamaswap.web.logs import LogEndpoints
 from llamaswap.web.mcp import McpEndpoints
 from llamaswap.web.mcp_servers import ChatToolEndpoints
 from llamaswap.web.memory_api import MemoryDocument, MemoryEndpoints
+from llamaswap.web.model_list import ModelListEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.ollama import OllamaEndpoints
 from llamaswap.web.ollama_models import OllamaModelEndpoints
@@ -357,6 +358,7 @@ class World:
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
             MemoryEndpoints(memory),
+            ModelListEndpoints(router, self.surveyor, self.clock, self.capabilities),
             self.config_endpoints,
             self.discovery,
             self.downloads,

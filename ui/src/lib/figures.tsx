@@ -37,14 +37,14 @@ export function figuresOf(data: Metrics): Figure[] {
     {
       label: "Tokens per second",
       value: rate(speedOf(speeds) ?? undefined),
-      hint: "of one answer, while it is generated",
+      hint: "in one answer",
       link: href("requests", { sort: "gen_speed", order: "asc" }),
       course: at.map((t) => speedOf(speeds.filter((item) => item.start * 1000 === t))),
     },
     {
       label: "First token, p95",
       value: duration(data.first_token_p95_ms),
-      hint: "19 of 20 answers begin sooner",
+      hint: "19 of 20 are sooner",
       link: href("requests", { sort: "first_token", order: "desc" }),
       course: at.map((t) => series.get(t)?.first_token_p95_ms ?? null),
     },

@@ -2,7 +2,9 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { planText } from "./actions";
+import { pref } from "./prefs";
 import { listed, loadedModels, models, plan, refreshListed } from "./state";
+import { Dialog, IconButton, onEnter } from "./widgets";
 import type { ListedModel } from "./types";
 
 /** The model to begin with: a loaded one if there is any. */
@@ -20,6 +22,9 @@ export function useListed(): void {
   }, [key]);
 }
 
+const recent = pref<string[]>("models.recent", []);
+const SEARCHED = 8; // models from which on the list can be searched
+
 export function ModelSelect(props: {
   label: string;
   value: string;
@@ -34,11 +39,14 @@ export function ModelSelect(props: {
   const list = listed.value;
   const kind = (model: ListedModel) => model.meta?.llamaswap?.type ?? (model.meta?.llamaswap?.peerID ? "peer" : "model");
   const loaded = new Set(loadedModels.value.map((model) => model.id));
+  const cold = list.filter((model) => ["model", "alias"].includes(kind(model)) && !loaded.has(model.id));
+  const used = recent.value.flatMap((id) => cold.filter((model) => model.id === id));
   const groups: [string, ListedModel[]][] = [
     ["Profile", list.filter((model) => kind(model) === "profile")],
     ["Loaded", list.filter((model) => kind(model) === "model" && loaded.has(model.id))],
+    ["Last used", used],
     ["Selectors", list.filter((model) => kind(model) === "selector")],
-    ["Not loaded", list.filter((model) => ["model", "alias"].includes(kind(model)) && !loaded.has(model.id))],
+    ["Not loaded", cold.filter((model) => !used.includes(model))],
     ["At peers", list.filter((model) => kind(model) === "peer")],
   ];
   if (props.fits) {
@@ -54,10 +62,15 @@ export function ModelSelect(props: {
       if (first) props.onChange(first.id);
     }
   }, [list.length > 0]);
+  const searching = useSignal(false);
+  const choose = (id: string) => {
+    recent.value = [id, ...recent.peek().filter((other) => other !== id)].slice(0, 5);
+    props.onChange(id);
+  };
   const known = list.some((model) => model.id === props.value);
   return (
     <div class="modelselect">
-      <select class="input" aria-label={props.label} value={props.value} onChange={(event) => props.onChange(event.currentTarget.value)}>
+      <select class="input" aria-label={props.label} value={props.value} onChange={(event) => choose(event.currentTarget.value)}>
         {props.empty ? <option value="">{props.empty}</option> : !list.length && <option value="">no models</option>}
         {props.value && !known && <option value={props.value}>{props.value}</option>}
         {groups.map(([name, members]) =>
@@ -73,8 +86,41 @@ export function ModelSelect(props: {
           ) : null,
         )}
       </select>
+      {list.length > SEARCHED && <IconButton icon="search" label="Search the models" onClick={() => (searching.value = true)} />}
+      {searching.value && <Search label={props.label} groups={groups} loaded={loaded} choose={choose} onClose={() => (searching.value = false)} />}
       {props.hint && <PlanHint model={props.value} />}
     </div>
+  );
+}
+
+function Search(props: { label: string; groups: [string, ListedModel[]][]; loaded: ReadonlySet<string>; choose: (id: string) => void; onClose: () => void }) {
+  const typed = useSignal("");
+  const words = typed.value.toLowerCase().split(" ").filter(Boolean);
+  const fits = ({ id, name = "", description = "" }: ListedModel) => words.every((word) => `${id} ${name} ${description}`.toLowerCase().includes(word));
+  const groups = props.groups.map(([name, members]) => [name, members.filter(fits)] as const).filter(([, members]) => members.length);
+  const take = (id: string | undefined) => {
+    if (!id) return;
+    props.choose(id);
+    props.onClose();
+  };
+  return (
+    <Dialog title={props.label} class="palette" onClose={props.onClose}>
+      <input class="input" type="search" autofocus aria-label="Search models" placeholder="Name or description" value={typed.value} onInput={(event) => (typed.value = event.currentTarget.value)} onKeyDown={onEnter(() => take(groups[0]?.[1][0]?.id))} />
+      <div class="picks">
+        {groups.map(([name, members]) => (
+          <section key={name}>
+            <h4>{name}</h4>
+            {members.map((model) => (
+              <button type="button" key={model.id} class="histitem" onClick={() => take(model.id)}>
+                <span>{props.loaded.has(model.id) ? "● " : ""}{model.id}</span>
+                {model.description && <span class="muted clip">{model.description}</span>}
+              </button>
+            ))}
+          </section>
+        ))}
+        {!groups.length && <p class="muted">No model of that name</p>}
+      </div>
+    </Dialog>
   );
 }
 

@@ -264,6 +264,17 @@ export interface ModelDetail {
   aliases?: string[];
 }
 
+/** What tells a model from the others, as far as the server knows it. */
+export interface CatalogModel {
+  id: string;
+  pinned: boolean;
+  groups: string[];
+  context_length: number | null;
+  quant: string | null;
+  file_bytes: number | null;
+  load_ms: number | null;
+}
+
 export interface ListedModel {
   id: string;
   name?: string;

@@ -3,7 +3,7 @@ import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { asked, load, planText, unload, unloadMany } from "../lib/actions";
 import { maybe, pathId, url } from "../lib/api";
-import { DASH, ago, clockTime, count, known, plural, rate, time } from "../lib/format";
+import { DASH, ago, bytes, clockTime, count, known, plural, rate, seconds, time } from "../lib/format";
 import { FirstSteps } from "../lib/first";
 import { Icon } from "../lib/icons";
 import { now, reopened } from "../lib/link";
@@ -12,9 +12,9 @@ import { memoryOf, memoryText, useMemory } from "../lib/memory";
 import { pref } from "../lib/prefs";
 import { parameters, sizeText, weight } from "../lib/size";
 import { href, route, setQuery } from "../lib/router";
-import { activitySettled, byName, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, servedBy, stateShown } from "../lib/state";
+import { activitySettled, byName, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, servedBy, stateShown, swapRevision } from "../lib/state";
 import { Btn, Empty, FailedMark, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
-import type { ActivityPage, ModelStatus, Peer } from "../lib/types";
+import type { ActivityPage, CatalogModel, ModelStatus, Peer } from "../lib/types";
 
 const pinned = pref<string[]>("models.pinned", []);
 const unlisted = pref<boolean>("models.unlisted", false);
@@ -32,21 +32,21 @@ const CAPABILITY: Record<string, string> = {
   reranker: "rerank",
 };
 
-export function Capabilities({ model }: { model: { capabilities?: Record<string, boolean>; context_length?: number } }) {
+export function Capabilities({ model, context = true }: { model: { capabilities?: Record<string, boolean>; context_length?: number }; context?: boolean }) {
   const names = Object.entries(model.capabilities ?? {}).filter(([, on]) => on);
   return (
     <>
       {names.map(([name]) => (
         <span key={name} class="tag">{CAPABILITY[name] ?? name.replaceAll("_", " ")}</span>
       ))}
-      {known(model.context_length) && model.context_length > 0 && (
-        <span class="tag" title={`${count(model.context_length)} tokens of context`}>
-          {model.context_length >= 1024 ? `${Math.round(model.context_length / 1024)}k` : model.context_length} context
-        </span>
+      {context && known(model.context_length) && model.context_length > 0 && (
+        <span class="tag" title={`${count(model.context_length)} tokens of context`}>{tokensText(model.context_length)} context</span>
       )}
     </>
   );
 }
+
+const tokensText = (tokens: number): string => (tokens >= 1024 ? `${Math.round(tokens / 1024)}k` : String(tokens));
 
 /** The model's own web page, served through this server. */
 export const ownPage = (id: string): string =>
@@ -122,9 +122,25 @@ function useUses(): Map<string, Use> {
   return uses.value;
 }
 
+/** The columns that tell models apart; a column of which nothing is known is left out. */
+const FACTS: { id: string; label: string; hint: string; class: string; text: (fact: CatalogModel) => string }[] = [
+  { id: "context", label: "Context", hint: "Tokens of context", class: "", text: (fact) => (fact.context_length ? tokensText(fact.context_length) : "") },
+  { id: "quant", label: "Quant", hint: "Quantisation, by the name of its file", class: "", text: (fact) => fact.quant ?? "" },
+  { id: "file", label: "File", hint: "Size of the file of its weights", class: "wide-only", text: (fact) => (fact.file_bytes ? bytes(fact.file_bytes) : "") },
+  { id: "load", label: "Loads in", hint: "The median of its last loads", class: "wide-only", text: (fact) => (fact.load_ms ? seconds(fact.load_ms) : "") },
+  { id: "groups", label: "Group", hint: "Groups, or sets of the matrix, that name it", class: "roomy", text: (fact) => (fact.groups.join() === "(default)" ? "" : fact.groups.join(", ")) },
+];
+
+function useCatalog(): Map<string, CatalogModel> {
+  const { data } = useLoad(() => maybe<{ models: CatalogModel[] }>("/api/catalog"), [swapRevision.value, models.value.length]);
+  return new Map((data?.models ?? []).map((fact) => [fact.id, fact]));
+}
+
 const Row = memo(function Row(props: {
   model: ModelStatus;
   use: Use | undefined;
+  facts: string;
+  kept: boolean;
   active: number;
   picked: boolean;
   pinned: boolean;
@@ -149,14 +165,18 @@ const Row = memo(function Row(props: {
             {model.description && <span class="muted">{model.description}</span>}
             {model.aliases?.length ? <span class="muted">also {model.aliases.join(", ")}</span> : null}
             {model.tags?.map((tag) => <span key={tag} class="tag">{tag}</span>)}
-            <Capabilities model={model} />
+            <Capabilities model={model} context={false} />
           </div>
         )}
       </td>
-      <td role="cell" class="state">{shown === "failed" ? <FailedMark model={model} /> : <StateChip state={shown} extra={props.active ? `(${props.active})` : ""} />}</td>
+      <td role="cell" class="state">{shown === "failed" ? <FailedMark model={model} /> : <StateChip state={shown} extra={props.active ? `(${props.active})` : ""} />}{props.kept && <span class="kept" title="Kept loaded"><Icon name="pin" size={13} /><span class="sr">kept loaded</span></span>}</td>
+      {FACTS.map((fact, index) => {
+        const text = props.facts.split("\n")[index] as string;
+        return text === "-" ? null : <td key={fact.id} role="cell" class={`num ${fact.class}`} data-label={fact.label}>{text || DASH}</td>;
+      })}
+      <td role="cell" class="num" data-label="Size">{props.size}</td>
       <td role="cell" class="num wide-only" data-label="Last used">{use ? ago(use.at, now.value) : "–"}</td>
       <td role="cell" class="num wide-only" data-label="t/s">{rate(use?.tps)}</td>
-      <td role="cell" class="num roomy" data-label="Size">{props.size}</td>
       <td role="cell" class="act">
         <IconButton
           icon="star"
@@ -179,6 +199,7 @@ const family = (id: string): string => (/^(?:.*\/)?([a-zA-Z]+)/.exec(id)?.[1] ??
 export function Models() {
   const picked = useSignal<ReadonlySet<string>>(new Set());
   const uses = useUses();
+  const catalog = useCatalog();
   useMemory();
   const { query } = route.value;
   const text = (query.get("q") ?? "").toLowerCase();
@@ -206,6 +227,11 @@ export function Models() {
     const key = grouping.value === "state" ? (model.state === "stopped" ? "Not loaded" : "Loaded") : grouping.value === "family" ? family(model.id) : "";
     groups.set(key, [...(groups.get(key) ?? []), model]);
   }
+  const columns = FACTS.map((fact) => shown.some((model) => { const found = catalog.get(model.id); return found && fact.text(found); }));
+  const factsOf = (id: string): string => {
+    const found = catalog.get(id);
+    return FACTS.map((fact, index) => (columns[index] ? (found ? fact.text(found) : "") : "-")).join("\n");
+  };
   const measured = shown.some((model) => memoryOf(model.id));
   const peers = peerModels.value.filter(match);
   const peerStates = usePeers(peerModels.value.length > 0);
@@ -274,9 +300,10 @@ export function Models() {
                   <th role="columnheader" class="tight"><span class="sr">Select</span></th>
                   <th role="columnheader">Model</th>
                   <th role="columnheader">State</th>
+                  {FACTS.map((fact, index) => columns[index] && <th key={fact.id} role="columnheader" class={`num ${fact.class}`} title={fact.hint}>{fact.label}</th>)}
+                  <th role="columnheader" class="num">{measured ? "Memory" : "Size"}</th>
                   <th role="columnheader" class="num wide-only">Last used</th>
                   <th role="columnheader" class="num wide-only">t/s</th>
-                  <th role="columnheader" class="num roomy">{measured ? "Memory" : "Size"}</th>
                   <th role="columnheader"><span class="sr">Actions</span></th>
                 </tr>
               </thead>
@@ -286,6 +313,8 @@ export function Models() {
                     key={model.id}
                     model={model}
                     use={uses.get(model.id)}
+                    facts={factsOf(model.id)}
+                    kept={!!catalog.get(model.id)?.pinned}
                     active={servedBy(model.id).length}
                     size={measured ? memoryText(model.id) || DASH : sizeText(parameters(model.id, model.name))}
                     picked={picked.value.has(model.id)}
