@@ -26,7 +26,7 @@ HELP = """\
 /bye, Ctrl-D         leave; Ctrl-C interrupts a response
 \"\"\"                  begins and ends a prompt of several lines
 Names of image files in a prompt attach the images."""
-HINT = "/? shows what can be typed"
+HINT = "/? lists the commands"
 IMAGE = re.compile(r"\S+\.(?:png|jpe?g|webp|gif)", re.IGNORECASE)
 MAX_IMAGE = 20 * 1024 * 1024  # bytes; servers accept less
 LINES = '"""'
@@ -146,6 +146,8 @@ def run(
     terminal = sys.stdin is not None and sys.stdin.isatty()
     piped = "" if sys.stdin is None or terminal else sys.stdin.read().strip()
     words = "\n\n".join(part for part in (" ".join(prompt), piped) if part)
+    if images and not words:
+        raise click.UsageError("--image needs a PROMPT; in a conversation, name the image file in a prompt")
     if not terminal and (not model or not words):
         raise click.UsageError("no prompt: give a PROMPT, or pipe one in" if model else "name a MODEL")
     if context.as_json and not words:
@@ -210,7 +212,7 @@ def talk(context: CliContext, conversation: Conversation, stats: bool, ask: Ask)
 
 
 def _read(ask: Ask) -> tuple[str, bool]:
-    """(the next prompt, whether it was between triple quotes and is no command therefore)."""
+    """(the next prompt, whether it was between triple quotes, and is therefore not a command)."""
     line = ask("> ").strip()
     if not line.startswith(LINES):
         return line, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import sys
 import termios
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from queue import SimpleQueue
+from types import FrameType
 
 from attrs import define, field
 from rich.console import Console, Group, RenderableType
@@ -159,10 +161,12 @@ class TopScreen:
 
 @contextmanager
 def keys_of_terminal() -> Generator[Callable[[float], list[str]], None, None]:
-    """Reads keys from standard input: the yielded function waits for some, and returns none if it was in vain."""
+    """Reads keys from standard input: the yielded function waits for keys, and returns none after its timeout.
+
+    The terminal is restored at the end, also after SIGTERM, which would otherwise leave it without echo.
+    """
     number = sys.stdin.fileno()
     before = termios.tcgetattr(number)
-    tty.setcbreak(number)
 
     def read(timeout: float) -> list[str]:
         if not select.select([number], [], [], timeout)[0]:
@@ -170,10 +174,17 @@ def keys_of_terminal() -> Generator[Callable[[float], list[str]], None, None]:
         text = os.read(number, 1024).decode("utf-8", "replace")
         return [SPECIAL.get(key, key) for key in KEY.findall(text)] or ["q", "q"]  # the terminal is gone
 
+    handler = signal.signal(signal.SIGTERM, _exit)
     try:
+        tty.setcbreak(number)
         yield read
     finally:
         termios.tcsetattr(number, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def show(screen: TopScreen, gather: Callable[[], JsonObject], console: Console, every: float) -> None:

@@ -62,7 +62,7 @@ def check(config: Config, report: Diagnostics) -> None:
         near = did_you_mean(name, [*_served(config), *served])
         report.error(f"defaultModel: unknown model {name!r}", "routing.defaultModel", hint=near)
     if config.routing.restore_default and config.real(name) is None:
-        message = "restoreDefault has no effect: defaultModel is no local model"
+        message = "restoreDefault has no effect: defaultModel does not name a local model"
         report.warn(message, "routing.restoreDefault", hint="set routing.defaultModel to a model's ID or alias")
     _check_tags(config, report)
     at_start = config.hooks.on_startup.profile

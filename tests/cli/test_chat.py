@@ -115,3 +115,12 @@ class CommandTests(ConversationCase):
         done = invoke(["run", "owl", "what is this", "-i", str(image), "--json"], self.server)
         self.assertEqual(json.loads(done.stdout)["content"], "fine")
         self.assertEqual(len(self.server.bodies[0]["messages"][0]["content"]), 2)
+
+    def test_image_without_a_prompt_is_refused_instead_of_dropped(self):
+        image = Path(self.mktemp())
+        image.write_bytes(b"x")
+        keyboard = io.BytesIO()
+        keyboard.isatty = lambda: True
+        done = invoke(["run", "owl", "-i", str(image)], self.server, stdin=keyboard)
+        self.assertEqual(done.exit_code, 2, done.output)
+        self.assertIn("--image needs a PROMPT", done.stderr)

@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import signal
+import sys
+import termios
 import time
 
 from rich.console import Console
@@ -9,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.client import ApiClient, ClientError
 from llamaswap.cli.top import devices, requests
-from llamaswap.cli.top_screen import TopScreen
+from llamaswap.cli.top_screen import TopScreen, keys_of_terminal
 from tests.cli.doubles import Server, invoke, news, sse
 from tests.cli.test_models import detail, server_with
 
@@ -169,3 +173,34 @@ class ScreenTests(SynchronousTestCase):
         self.screen.data["models"] = []
         self.assertEqual(self.press("up", "l", "enter", "p"), [])
         self.assertIn("q quit", rendered(self.screen))
+
+
+class TerminalTests(SynchronousTestCase):
+    def setUp(self):
+        self.keyboard, number = os.openpty()
+        self.addCleanup(os.close, self.keyboard)
+        stdin = os.fdopen(number)
+        self.addCleanup(stdin.close)
+        self.patch(sys, "stdin", stdin)
+        self.before = termios.tcgetattr(number)
+
+    def attributes(self):
+        return termios.tcgetattr(sys.stdin.fileno())
+
+    def test_keys_are_read_without_echo_and_the_terminal_is_restored_after_a_crash(self):
+        with self.assertRaises(ZeroDivisionError), keys_of_terminal() as read:
+            self.assertNotEqual(self.attributes(), self.before)
+            os.write(self.keyboard, b"l\x1b[A")
+            self.assertEqual(read(5.0), ["l", "up"])
+            self.assertEqual(read(0.0), [])
+            1 / 0
+        self.assertEqual(self.attributes(), self.before)
+
+    def test_sigterm_restores_the_terminal_and_exits_with_its_status(self):
+        earlier = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a failing test must not end the test run
+        self.addCleanup(signal.signal, signal.SIGTERM, earlier)
+        with self.assertRaises(SystemExit) as ended, keys_of_terminal():
+            signal.raise_signal(signal.SIGTERM)
+        self.assertEqual(ended.exception.code, 128 + signal.SIGTERM)
+        self.assertEqual(self.attributes(), self.before)
+        self.assertIs(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)

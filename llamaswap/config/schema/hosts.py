@@ -26,12 +26,12 @@ class Hosts:
     unseen: float = DURATION.key(
         "How long a host may be silent before its models count as lost and are loaded elsewhere.", default=15.0
     )
-    state: str = TEXT.key("Folder of the token and of what outlasts a restart; empty for the user's state folder.")
+    state: str = TEXT.key("Folder of the token and the state that a restart keeps; empty for the user's state folder.")
 
 
 @frozen
 class Place:
-    """Where a model may run. `hosts` are names, the preferred one first; none: any host. This machine is HERE."""
+    """Where a model may run. `hosts` are names, the preferred one first; none: any host. `here` is this machine."""
 
     hosts: tuple[str, ...] = TEXT_OR_LIST.key(
         "Hosts that may run the model, in order of preference; `here` is this machine. Empty: any host."
