@@ -127,8 +127,8 @@ def local(command: F) -> F:
 
 
 def by_name(client: ApiClient, model: str, use: Callable[[str], T], refused: int = 404) -> T:
-    """`use(model)`; if the server answers with the status `refused`, which says that the model is unknown, the same
-    with the only model whose name begins so. Without one, the error names the known models."""
+    """`use(model)`, or `use` of the only model whose name begins with `model`, if the server answers with the status
+    `refused`, which says that the model is unknown. Without such a model, the error names the known ones."""
     try:
         return use(model)
     except ClientError as error:

@@ -94,7 +94,11 @@ def choose(names: Sequence[str], quant: str = "") -> list[str]:
 @click.option("--progress", is_flag=True, help="Report the progress on standard error, in lines of JSON.")
 @click.option("--add/--no-add", default=None, help="Add the model to the configuration; asked for on a terminal.")
 @click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), default=DEFAULT_CONFIG, help="It is added here."
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration file for --add.",
 )
 @local
 def pull(

@@ -12,7 +12,11 @@ from llamaswap.cli.flags import DEFAULT_CONFIG, main
 
 @click.command()
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, help="host:port or :port.")
-@click.option("--allow-config-edit", is_flag=True, help="Write a config.yaml of it here, which the page may change.")
+@click.option(
+    "--allow-config-edit",
+    is_flag=True,
+    help="Write the demo's config.yaml here, for the page to change.",
+)
 def demo(listen: str, allow_config_edit: bool) -> None:
     """Run two tiny built-in models to try a swap."""
     if allow_config_edit and Path(DEFAULT_CONFIG).exists():

@@ -31,7 +31,7 @@ HELP = f"""{KEYS.replace("   ", chr(10))}
 
 esc leaves the log or this help.
 A pinned model is not evicted for another one.
-Sorting goes through: name, state, active requests, time since the load."""
+s sorts by name, state, active requests or time since the load, in turn."""
 ARROWS = {"\x1b[A": "up", "\x1bOA": "up", "\x1b[B": "down", "\x1bOB": "down"}
 SPECIAL = {**ARROWS, "\r": "enter", "\n": "enter", "\x1b": "esc"}
 KEY = re.compile(r"\x1b[\[O][A-Z]|.", re.DOTALL)
@@ -174,7 +174,7 @@ def keys_of_terminal() -> Generator[Callable[[float], list[str]], None, None]:
         text = os.read(number, 1024).decode("utf-8", "replace")
         return [SPECIAL.get(key, key) for key in KEY.findall(text)] or ["q", "q"]  # the terminal is gone
 
-    handler = signal.signal(signal.SIGTERM, _exit)
+    handler = signal.signal(signal.SIGTERM, _exit_by_signal)
     try:
         tty.setcbreak(number)
         yield read
@@ -183,7 +183,7 @@ def keys_of_terminal() -> Generator[Callable[[float], list[str]], None, None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _exit(number: int, frame: FrameType | None) -> None:
+def _exit_by_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 

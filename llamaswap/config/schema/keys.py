@@ -129,8 +129,8 @@ class ApiKey:
     tpm: int = COUNT.key("Tokens in a minute; 0 for no bound.", minimum=0)
     budget: Budget = section(Budget, "How many tokens it may use in a longer time.")
     filters: Filters = section(Filters, "Changes made to its requests, after those of the model.", synonyms=False)
-    max_tokens: int = COUNT.key("Tokens that a response may have, as the key of a model; 0 for no bound.", minimum=0)
-    max_duration: float = DURATION.key("Time that a response may take, as the key of a model; 0s for no bound.")
+    max_tokens: int = COUNT.key("Maximum tokens of a response, like maxTokens of a model. 0: no limit.", minimum=0)
+    max_duration: float = DURATION.key("Maximum time of a response, like maxDuration of a model. 0s: no limit.")
     expires: float = TIME.key("From then on it is refused; a date begins at midnight UTC.")
 
     @property
