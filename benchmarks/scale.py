@@ -6,7 +6,7 @@
 Arrivals have the shape that is published for language models in production. BurstGPT (arXiv 2401.17644) models them as
 bursts, whose gaps follow a Gamma distribution, and the use of models by Zipf's law; DynamoLLM (arXiv 2408.00741), with
 the Azure traces of 2024, has services whose load follows the day. The parameters below are ours, not those of a trace.
-No two runs differ in what is decided, only in how long it takes. Times of decisions are CPU time.
+Runs do not differ in what is decided, only in how long it takes. Times of decisions are CPU time.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class EverythingTogether:
 
 @define(eq=False)
 class TimedScheduler(Scheduler):
-    """The scheduler with the seconds of each input, and apart from them of those that decided where models go."""
+    """The scheduler with the seconds that each input took, and separately those of inputs that placed models."""
 
     inputs: list[float] = field(factory=list, init=False)
     placements: list[float] = field(factory=list, init=False)

@@ -97,10 +97,16 @@ def check_words(flags: ServerFlags) -> list[str]:
     return [*words, "--", file or folder or DEFAULT_CONFIG]
 
 
+def _is_server_flag(word: str) -> bool:
+    """Whether a word is a flag of the server, or asks for the list of them; `start` has options of `load` too."""
+    name = word.lstrip("-").partition("=")[0]
+    return word.startswith("-") and (name in VALUE_FLAGS or name in SWITCHES or name in ("h", "help"))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `llamaswap` console script."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["serve"] or words == ["start"] or (words[:1] == ["start"] and words[1].startswith("-")):
+    if words[:1] == ["serve"] or (words[:1] == ["start"] and (len(words) == 1 or _is_server_flag(words[1]))):
         words = words[1:]
     if (words and not words[0].startswith("-")) or "_LLAMASWAP_COMPLETE" in os.environ:
         from llamaswap.cli.command_group import main as run_command

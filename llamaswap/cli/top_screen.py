@@ -45,7 +45,7 @@ SORTS: dict[str, Callable[[JsonObject], tuple[float, str]]] = {
 KEY_INTERVAL = 0.1  # seconds to wait for a key before new data is looked for
 
 Work = Callable[[], str]
-"""What a key asks of the server; returns the line that tells its result. Raises ClientError."""
+"""What a key requests from the server; returns a line with the result. Raises ClientError."""
 
 
 @define(eq=False)
@@ -76,7 +76,7 @@ class TopScreen:
         return next((row for row in rows if row["id"] == self.chosen), rows[0] if rows else None)
 
     def press(self, key: str) -> Work | None:
-        """Do what a key means; returns what has to be asked of the server."""
+        """Handle a key; returns the request to the server that it causes."""
         if key in ("q", "Q") and self.page == "models":
             self.ended = True
         elif key in ("esc", "q", "Q"):
@@ -86,7 +86,7 @@ class TopScreen:
         elif key == "s":
             names = list(SORTS)
             self.sort = names[(names.index(self.sort) + 1) % len(names)]
-            self.tell(f"sorted by {self.sort}")
+            self.show_note(f"sorted by {self.sort}")
         elif key in ("up", "k", "down", "j"):
             self._move(-1 if key in ("up", "k") else 1)
         elif self.model is not None:
@@ -105,10 +105,10 @@ class TopScreen:
         if key == "enter":
             self.page, self.log = ("models" if self.page == "logs" else "logs"), []
         elif key == "l":
-            self.tell(f"loading {name}")
+            self.show_note(f"loading {name}")
             return partial(self._ask, f"load of {name} requested", f"/api/models/load/{quoted(name)}", "POST")
         elif key == "u":
-            self.tell(f"unloading {name}")
+            self.show_note(f"unloading {name}")
             path = f"/api/models/unload/{quoted(name)}"
             return partial(self._ask, f"{name} is unloaded", path, "POST", WORK_TIMEOUT)
         elif key == "p":
@@ -121,7 +121,7 @@ class TopScreen:
         self.client.text(path, method=method, timeout=timeout)
         return done
 
-    def tell(self, note: str, failed: bool = False) -> None:
+    def show_note(self, note: str, failed: bool = False) -> None:
         """Show a line below the models."""
         self.note, self.failed = note, failed
 
@@ -197,7 +197,7 @@ def show(screen: TopScreen, gather: Callable[[], JsonObject], console: Console, 
 
     def ask(work: Work) -> None:
         text = work()
-        results.put(lambda: screen.tell(text))
+        results.put(lambda: screen.show_note(text))
 
     def start(work: Callable[[], None]) -> threading.Thread:
         def run() -> None:
@@ -205,7 +205,7 @@ def show(screen: TopScreen, gather: Callable[[], JsonObject], console: Console, 
                 work()
             except ClientError as error:
                 text = str(error)
-                results.put(lambda: screen.tell(text, failed=True))
+                results.put(lambda: screen.show_note(text, failed=True))
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
@@ -232,4 +232,4 @@ def _fetched(screen: TopScreen, data: JsonObject, log: list[str]) -> None:
     screen.data = data
     screen.log = log or screen.log
     if screen.failed and screen.note.startswith(screen.client.url):  # the server is back
-        screen.tell("")
+        screen.show_note("")

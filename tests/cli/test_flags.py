@@ -1,6 +1,7 @@
 """The command line of the Go program."""
 
 import io
+import json
 import os
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -118,6 +119,11 @@ class ExitTests(SynchronousTestCase):
         for word in ("serve", "start"):
             words = self.twist_words(word, "-config", "c.yaml", "-listen", ":1")
             self.assertEqual(words, ["twist", "llamaswap", "--config", "c.yaml", "--listen", ":1"])
+
+    def test_start_with_an_option_of_load_loads_a_model_instead_of_starting_the_server(self):
+        code, out, _ = self.run_main("start", "--json", "owl", "--url", "unix:/nowhere/llamaswap.sock")
+        self.assertEqual(code, 1)
+        self.assertIn("nowhere", json.loads(out)["error"]["message"])
 
     def test_first_word_that_is_not_a_flag_is_a_command(self):
         code, out, _ = self.run_main("help", "ps")
