@@ -184,6 +184,7 @@ def keys_of_terminal() -> Generator[Callable[[float], list[str]], None, None]:
 
 
 def _exit_by_signal(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends a program whose terminal takes no output
     sys.exit(128 + number)
 
 
