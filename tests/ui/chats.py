@@ -176,6 +176,29 @@ class Chats(harness.MockCase):
         self.assertEqual(bodies[1]["messages"][-1], {"role": "assistant", "content": "Once upon a"})
         self.assertTrue(bodies[1]["continue_final_message"])
 
+    def test_answer_is_kept_when_another_conversation_is_opened_meanwhile(self) -> None:
+        page = self.chat()
+        side = page.get_by_role("complementary", name="Conversations")
+        self.say(page, "a first line")
+        page.get_by_role("button", name="Regenerate").wait_for()
+        page.get_by_role("button", name="New", exact=True).click()
+        self.world.pace = 0.5
+        self.say(page, "a second line")
+        page.locator(".bubble.assistant .md").get_by_text(re.compile(r"\w")).first.wait_for()
+        side.locator(".histitem", has_text="a first line").click()
+        page.locator(".bubble.user", has_text="a first line").wait_for()
+        page.get_by_role("button", name="Regenerate").wait_for()
+        side.locator(".histitem", has_text="a second line").click()
+        page.locator(".bubble.assistant", has_text="Stopped").wait_for()
+        page.get_by_role("button", name="Continue").wait_for()
+
+    def test_answer_is_readable_when_the_part_for_markdown_cannot_be_fetched(self) -> None:
+        page = self.chat()
+        page.route("**/assets/markdown-*", lambda route: route.abort())
+        self.answers(page, sse("a *plain* answer"))
+        self.say(page, "hi")
+        page.locator(".bubble.assistant", has_text="a *plain* answer").wait_for()
+
     def test_conversations_are_renamed_and_grouped_by_date(self) -> None:
         page = self.chat()
         self.answers(page, sse("hello"))
@@ -318,6 +341,39 @@ class Chats(harness.MockCase):
         page.wait_for_timeout(500)
         self.assertEqual(len(bodies), 10)
         self.assertEqual(len([one for one in messages if one["method"] == "tools/call"]), 9)
+
+    def test_conversation_that_is_opened_while_tools_are_fetched_keeps_its_messages(self) -> None:
+        page = self.chat()
+        self.with_tools(page)
+        self.answers(page, sse("hello"))
+        self.choose_tools(page)
+        self.say(page, "a first line")
+        page.locator(".bubble.assistant", has_text="hello").wait_for()
+        page.reload()
+        held: list[Any] = []
+        page.route("**/api/mcp/home", held.append)
+        page.get_by_role("button", name="New", exact=True).click()
+        self.say(page, "a second line")
+        page.get_by_role("button", name="Stop").wait_for()
+        page.locator(".histitem", has_text="a first line").click()
+        page.locator(".bubble.user", has_text="a first line").wait_for()
+        for route in held:
+            route.abort()
+        page.get_by_role("button", name="Regenerate").wait_for()
+        self.assertEqual(page.locator(".bubble.user").all_inner_texts(), ["a first line"])
+        page.locator(".bubble.assistant", has_text="hello").wait_for()
+
+    def test_tools_that_cannot_be_fetched_are_named(self) -> None:
+        page = self.chat()
+        self.with_tools(page)
+        self.answers(page, sse("hello"))
+        self.choose_tools(page)
+        page.reload()
+        refused = {"error": {"message": "the MCP server home cannot be reached: refused"}}
+        page.route("**/api/mcp/home", lambda route: route.fulfill(status=502, json=refused))
+        self.say(page, "hi")
+        page.locator(".toast.error", has_text="The model gets no tools of home").wait_for()
+        page.locator(".bubble.assistant", has_text="hello").wait_for()
 
     def test_no_tool_is_offered_unless_it_was_chosen(self) -> None:
         page = self.chat()

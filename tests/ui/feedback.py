@@ -116,8 +116,25 @@ class MockFeedback(harness.MockCase):
         page.route("**/assets/models-*", lambda route: route.abort())
         page.get_by_role("navigation", name="Main", exact=True).get_by_role("link", name="Models").click()
         page.get_by_text("could not be fetched").wait_for()
+        page.wait_for_selector(".linkmark.s-failed")
         page.unroute("**/assets/models-*")
         self.world.down = False
+        row(page, "gpt-oss-120b").wait_for()
+
+    def test_part_whose_fetch_fails_after_the_server_is_back_is_fetched_again(self) -> None:
+        page = self.page()
+        self.live(page)
+        held: list[Any] = []
+        page.route("**/assets/models-*", held.append)
+        page.get_by_role("navigation", name="Main", exact=True).get_by_role("link", name="Models").click()
+        page.locator("main .spinner").wait_for()
+        self.world.down = True
+        page.wait_for_selector(".linkmark.s-failed")
+        self.world.down = False
+        self.live(page)
+        page.unroute("**/assets/models-*")
+        for route in held:
+            route.abort()
         row(page, "gpt-oss-120b").wait_for()
 
     def test_swap_page_without_a_number_lists_the_swaps(self) -> None:

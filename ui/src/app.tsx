@@ -12,7 +12,7 @@ import { reopened, retry, stale, start, status } from "./lib/link";
 import { type Theme, darkNow, theme, title } from "./lib/prefs";
 import { NAV, NOWHERE, followLinks, href, route } from "./lib/router";
 import { inflight, profiles } from "./lib/state";
-import { Btn, Confirm, Dialog, Empty, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
+import { Btn, Confirm, Dialog, Empty, Guard, IconButton, Problem, Spinner, Toasts } from "./lib/widgets";
 import { Overview } from "./pages/overview";
 
 type Page = ComponentType;
@@ -150,12 +150,18 @@ function Current() {
     const open = LAZY[page];
     if (!open) return;
     let alive = true;
+    const before = reopened.peek();
     open().then(
       (component) => {
         pages.set(page, component);
         if (alive) ready.value += 1;
       },
-      () => { failed.value = "This part of the interface could not be fetched. The page reloads when the server is back; if the server was updated, reload it now."; },
+      () => {
+        if (!alive) return;
+        // The link may be back before the browser gives the fetch up: then nothing else would reload the page.
+        if (reopened.peek() !== before) location.reload();
+        else failed.value = "This part of the interface could not be fetched. The page reloads when the server is back; if the server was updated, reload it now.";
+      },
     );
     return () => { alive = false; };
   }, [page]);
@@ -167,7 +173,7 @@ function Current() {
   }
   const Component = pages.get(page);
   if (Component) return <Guard key={page}><Component /></Guard>;
-  if (failed.value) return <p class="problem">{failed.value}</p>;
+  if (failed.value) return <Problem text={failed.value} retry={() => location.reload()} />;
   return <div class="page center"><Spinner /></div>;
 }
 

@@ -294,7 +294,7 @@ test("a scale is logarithmic if values span more than twenty times, and labels a
 test("an entry is taken apart and written again as it was", () => {
   const block = "  # /models\n  \"3b\":\n    cmd: |\n      llama-server\n      --port ${PORT}\n      -m \"/a b/x.gguf\"\n    checkEndpoint: /\n";
   const entry = entryOf(block);
-  assert.deepEqual(entry, { id: "3b", cmd: 'llama-server\n--port ${PORT}\n-m "/a b/x.gguf"', values: { checkEndpoint: "/" } });
+  assert.deepEqual(entry, { id: "3b", cmd: 'llama-server\n--port ${PORT}\n-m "/a b/x.gguf"', values: { checkEndpoint: "/" }, rest: [] });
   assert.equal(blockOf(entry, []), block.replace("  # /models\n", ""));
   const fields: FormField[] = [
     { key: "ttl", kind: "number", info: "", choices: [] },
@@ -302,6 +302,16 @@ test("an entry is taken apart and written again as it was", () => {
   ];
   const more = { ...entry, values: { ttl: "60", aliases: "a\n\n7", name: "yes", description: "" } };
   assert.match(blockOf(more, fields), /    ttl: 60\n    aliases:\n      - a\n      - "7"\n    name: "yes"\n$/);
+});
+
+test("aliases, a system prompt and parameters of a model that Ollama has stay out of its command", () => {
+  const filters = '    filters:\n      systemPrompt: "You are terse"\n      setParams:\n        stop?: ["<|im_end|>"]  # if the client sends none\n';
+  const head = '  qwen3-8b:\n    cmd: |\n      llama-server\n      --port ${PORT}\n      -m /blobs/sha256-1\n';
+  const entry = entryOf(`  # Ollama: qwen3:8b\n${head}    aliases: ["qwen3:8b", small]\n${filters}`);
+  assert.equal(entry.cmd, "llama-server\n--port ${PORT}\n-m /blobs/sha256-1");
+  assert.equal(entry.values.aliases, "qwen3:8b\nsmall");
+  const fields: FormField[] = [{ key: "aliases", kind: "list", info: "", choices: [] }];
+  assert.equal(blockOf(entry, fields), `${head}    aliases:\n      - "qwen3:8b"\n      - small\n${filters}`);
 });
 
 test("a flag of a command is read, changed, added and taken out", () => {

@@ -6,7 +6,7 @@ import { type ToolCall, requestTurns } from "./convo";
 import { replayed } from "./drawer";
 import { uid } from "./format";
 import { all, clear, put, remove } from "./idb";
-import { callTool, connect, isKnown, runAlone, toolsFor } from "./mcp";
+import { callTool, connect, isKnown, mcpError, runAlone, toolsFor } from "./mcp";
 import { firstModel } from "./modelselect";
 import { defaultModel, keepDays, pref } from "./prefs";
 import { toast } from "./widgets";
@@ -72,6 +72,12 @@ export async function save(): Promise<void> {
   await store(record);
 }
 
+/** Puts a conversation in the place of its older version. */
+async function keep(record: Conversation): Promise<void> {
+  saved.value = saved.peek().map((other) => (other.id === record.id ? record : other));
+  await store(record);
+}
+
 export function change(update: Partial<Conversation>): void {
   conversation.value = { ...conversation.peek(), ...update };
 }
@@ -88,6 +94,8 @@ export function begin(): void {
 }
 
 export function pick(item: Conversation): void {
+  if (item.id === conversation.peek().id) return;
+  busy.peek()?.abort();
   conversation.value = item;
   lastOpen.value = item.id;
   params.value = { ...NO_PARAMS, ...item.params };
@@ -96,15 +104,14 @@ export function pick(item: Conversation): void {
 export function rename(item: Conversation, title: string): void {
   if (!title.trim()) return;
   const record = { ...item, title: title.trim() };
-  saved.value = saved.peek().map((other) => (other.id === item.id ? record : other));
   if (conversation.peek().id === item.id) change({ title: record.title });
-  void store(record);
+  void keep(record);
 }
 
 export function forget(item: Conversation): void {
   saved.value = saved.peek().filter((other) => other.id !== item.id);
   void remove("conversations", item.id);
-  if (conversation.peek().id === item.id) conversation.value = fresh();
+  if (conversation.peek().id === item.id) begin();
 }
 
 export async function forgetAll(): Promise<void> {
@@ -138,21 +145,17 @@ const withoutNotice = (text: string): string | undefined => (text && !text.start
 export async function answer(others: Message[] = [], before?: Message): Promise<void> {
   const { model, messages, id: home } = conversation.peek();
   const settings = params.peek();
-  await connect();
-  let request: ReturnType<typeof build>;
-  try {
-    request = build(model, before ? [...messages, { ...before, error: undefined }] : messages, settings, toolsFor(settings.endpoint));
-  } catch (error) {
-    toast("error", (error as Error).message);
-    return;
-  }
   const abort = new AbortController();
   busy.value = abort;
   let last: Message = { role: "assistant", text: before?.text ?? "", reasoning: before?.reasoning, model, others };
   change({ messages: [...messages, last], params: settings });
   void save();
   const here = () => conversation.peek().id === home;
+  const stop = new Promise<never>((_, reject) => abort.signal.addEventListener("abort", () => reject(abort.signal.reason as Error)));
   try {
+    await Promise.race([connect(), stop]);
+    if (mcpError.peek()) toast("error", `The model gets no tools of ${mcpError.peek()}`);
+    const request = build(model, before ? [...messages, { ...before, error: undefined }] : messages, settings, toolsFor(settings.endpoint));
     await run(request.path, request.body, abort.signal, ({ answer: got, stats }) => {
       last = {
         role: "assistant",
@@ -172,8 +175,13 @@ export async function answer(others: Message[] = [], before?: Message): Promise<
     last = { ...last, error: stopped ? "Stopped" : (error as Error).message };
     if (here()) setLast(last);
   }
-  busy.value = null;
-  if (!here()) return;
+  if (busy.peek() === abort) busy.value = null;
+  if (!here()) {
+    // Another conversation is open: what arrived is kept in its own, unless that was deleted.
+    const own = saved.peek().find((item) => item.id === home);
+    if (own) await keep({ ...own, messages: [...messages, last] });
+    return;
+  }
   await save();
   const calls = last.error ? [] : (last.tools ?? []);
   if (runAlone.peek() && calls.length && calls.every((call) => isKnown(call.name)) && rounds() < MOST_ROUNDS) {

@@ -8,6 +8,8 @@ export interface Entry {
   cmd: string;
   /** Other keys, as the form shows them; an empty one is not written. */
   values: Record<string, string>;
+  /** The lines of keys that have further keys below them, as they are. */
+  rest: string[];
 }
 
 export interface FormField {
@@ -34,17 +36,26 @@ const unquoted = (text: string): string => {
   return /^'.*'$/.test(trimmed) ? trimmed.slice(1, -1).replaceAll("''", "'") : trimmed;
 };
 
-/** The entry of a block such as a search gives: a name, `cmd` as a block of lines, and keys with simple values. */
+/** A list within brackets as one item a line; other values as they are. */
+const listed = (value: string): string =>
+  /^\[.*\]$/.test(value) ? (value.slice(1, -1).match(/"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,][^,]*/g) ?? []).map(unquoted).join("\n") : unquoted(value);
+
+/** The entry of a block such as a search gives: a name, `cmd` as a block of lines, keys with simple values, and others. */
 export function entryOf(block: string): Entry {
-  const entry: Entry = { id: "", cmd: "", values: {} };
+  const entry: Entry = { id: "", cmd: "", values: {}, rest: [] };
   const command: string[] = [];
+  let key = "";
   for (const line of block.split("\n")) {
-    if (/^ {6}/.test(line)) command.push(line.slice(6));
-    else if (/^ {4}\S/.test(line)) {
+    if (/^ {6}/.test(line)) {
+      if (key === "cmd") command.push(line.slice(6));
+      else entry.rest.push(line);
+    } else if (/^ {4}\S/.test(line)) {
       const at = line.indexOf(":");
-      const [key, value] = [line.slice(4, at), unquoted(line.slice(at + 1))];
-      if (key !== "cmd") entry.values[key] = value;
-      else if (value && value !== "|") command.push(value);
+      key = line.slice(4, at);
+      const value = listed(line.slice(at + 1).trim());
+      if (key === "cmd") command.push(...(value && value !== "|" ? [value] : []));
+      else if (value) entry.values[key] = value;
+      else entry.rest.push(line);
     } else if (/^ {2}[^\s#]/.test(line)) entry.id = unquoted(line.trim().replace(/:$/, ""));
   }
   entry.cmd = command.join("\n");
@@ -60,7 +71,7 @@ export function blockOf(entry: Entry, fields: readonly FormField[]): string {
     if (kind === "list") lines.push(`    ${key}:`, ...value.split("\n").filter((item) => item.trim()).map((item) => `      - ${scalar(item.trim())}`));
     else lines.push(`    ${key}: ${kind === "number" || kind === "flag" ? value.trim() : scalar(value.trim())}`);
   }
-  return `${lines.join("\n")}\n`;
+  return `${[...lines, ...entry.rest].join("\n")}\n`;
 }
 
 /** The keys of a model that a form can show, by the configuration's own schema. */

@@ -7,7 +7,11 @@ export function Markdown({ text, final }: { text: string; final: boolean }) {
   useEffect(() => {
     let alive = true;
     const draw = () =>
-      void import("./markdown").then(({ show }) => { if (alive && host.current) show(host.current, text, final); });
+      void import("./markdown").then(
+        ({ show }) => { if (alive && host.current) show(host.current, text, final); },
+        // A server that was updated no longer has the part that dresses it: the answer is still there to read.
+        () => { if (alive && host.current) host.current.textContent = text; },
+      );
     const wait = final ? 0 : Math.max(0, 150 - (performance.now() - last.current));
     const timer = setTimeout(() => {
       last.current = performance.now();
