@@ -375,6 +375,12 @@ class Chats(harness.MockCase):
         page.locator(".toast.error", has_text="The model gets no tools of home").wait_for()
         page.locator(".bubble.assistant", has_text="hello").wait_for()
 
+    def test_refusal_to_list_the_mcp_servers_is_shown(self) -> None:
+        page = self.chat()
+        page.route("**/api/mcp", lambda route: route.fulfill(status=403, json={"error": {"message": "needs admin"}}))
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_text("The MCP servers could not be fetched: needs admin").wait_for()
+
     def test_no_tool_is_offered_unless_it_was_chosen(self) -> None:
         page = self.chat()
         self.with_tools(page)

@@ -146,7 +146,7 @@ function Downloads({ use }: { use: (yaml: string) => void }) {
               </>
             )}
             {item.state === "failed" && <span class="bad">{item.error}</span>}
-            {item.state === "cancelled" && <span class="muted">cancelled; begun again it goes on where it was</span>}
+            {item.state === "cancelled" && <span class="muted">cancelled; the next download of it continues where this one stopped</span>}
             {item.state === "done" && <span class="muted">complete, {count(item.models.length)} found</span>}
             <span class="grow" />
             {item.state === "running" && <Btn small onClick={() => cancel(item.id)}>Cancel</Btn>}

@@ -5,9 +5,11 @@ import { chosenServers, connect, listServers, mcpError, runAlone, tools } from "
 import { Problem, useLoad } from "../../lib/widgets";
 
 export function ToolsForm() {
-  const { data } = useLoad(listServers, []);
+  const { data, error, reload } = useLoad(listServers, []);
   useEffect(() => void connect(), [chosenServers.value]);
-  if (!data?.length) return <p class="muted">Tools of MCP servers: none is named below <code>ui: mcpServers:</code> in the configuration.</p>;
+  if (error) return <Problem text={`The MCP servers could not be fetched: ${error}`} retry={reload} />;
+  if (!data) return null;
+  if (!data.length) return <p class="muted">Tools of MCP servers: none is named below <code>ui: mcpServers:</code> in the configuration.</p>;
   const choose = (name: string, on: boolean) => (chosenServers.value = data.filter((server) => (server === name ? on : chosenServers.peek().includes(server))));
   return (
     <fieldset class="stack">
