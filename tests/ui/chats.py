@@ -351,7 +351,7 @@ class Chats(harness.MockCase):
         page.locator(".bubble.assistant", has_text="hello").wait_for()
         page.reload()
         held: list[Any] = []
-        page.route("**/api/mcp/home", held.append)
+        page.route("**/api/mcp/home", lambda route: held.append(route))
         page.get_by_role("button", name="New", exact=True).click()
         self.say(page, "a second line")
         page.get_by_role("button", name="Stop").wait_for()
