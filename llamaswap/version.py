@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,6 +16,11 @@ class Build:
     version: str
     commit: str = "abcd1234"
     build_date: str = "unknown"
+
+    @property
+    def semantic_version(self) -> str:
+        """The version as Semantic Versioning writes it: clients that compare versions know only its hyphen."""
+        return re.sub(r"\.?(?=[a-z])", "-", self.version, count=1)
 
 
 def build() -> Build:

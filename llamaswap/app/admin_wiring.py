@@ -7,7 +7,7 @@ and all the endpoints.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from socket import gethostname
@@ -55,6 +55,7 @@ from llamaswap.web.processes import ProcessEndpoints
 from llamaswap.web.profiles import ProfileEndpoints
 from llamaswap.web.proxy_routes import ProxyRoutes
 from llamaswap.web.route_table import ROUTES
+from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
 from llamaswap.web.usage import UsageEndpoints
@@ -148,7 +149,8 @@ class AdminWiring:
             OpenApi(ROUTES, build_info()),
         ]
         hosts = HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts)
-        return Admin(groups, self.web.keys, hosts, lambda: config().security.cors)
+        hide: Callable[[str], str] = lambda text: masked_text(text, known_secrets(config()))
+        return Admin(groups, self.web.keys, hosts, lambda: config().security.cors, hide)
 
     def _for_ollama(self, call: AdminRequest) -> bool:
         """Whether a request came to the address for Ollama's clients."""

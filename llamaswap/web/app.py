@@ -77,7 +77,8 @@ def _allow_origin(request: http.Request, origins: Collection[str]) -> None:
 
 class Admin:
     """The admin site. `endpoints` are the objects whose classes declare the routes, one of each class; the routes of a
-    class without an object are not found.
+    class without an object are not found. `hide` masks secrets in the messages of errors, which may have lines of a
+    server's log.
     """
 
     app = Klein()
@@ -89,7 +90,12 @@ class Admin:
     del _route
 
     def __init__(
-        self, endpoints: Iterable[object], keys: auth.Authenticator, hosts: auth.HostCheck, cors: Cors = CorsSettings
+        self,
+        endpoints: Iterable[object],
+        keys: auth.Authenticator,
+        hosts: auth.HostCheck,
+        cors: Cors = CorsSettings,
+        hide: Callable[[str], str] = str,
     ) -> None:
         self._owners: dict[object, object] = {
             function: owner
@@ -100,6 +106,7 @@ class Admin:
         self._keys = keys
         self._hosts = hosts
         self.cors = cors
+        self._hide = hide
 
     @app.handle_errors(MethodNotAllowed)
     def wrong_method(self, request: IRequest, failure: Failure) -> bytes:
@@ -159,7 +166,7 @@ class Admin:
         return call.answer(compressed(reply, call.first(b"accept-encoding")))
 
     def _failed(self, route: Route, call: AdminRequest, error: Exception) -> bytes | None:
-        status, headers, body = errors.render(error, call.accept, call.path)
+        status, headers, body = errors.render(error, call.accept, call.path, hide=self._hide)
         if status == 500 and not isinstance(error, StartFailed):
             log.failure("{route} failed", route=route.name)
         request = call.request

@@ -252,13 +252,16 @@ class EventEndpoints:
         self.fanout.publish("swaps", "swap", {**data, "trigger": event.origin, "ended": False, "error": None})
 
     def _swap_ended(self, event: SwapEnded) -> None:
-        data = {"id": event.swap, "model": event.model, "ended": True, "error": event.error}
+        error = None if event.error is None else self._masked(event.error)
+        data = {"id": event.swap, "model": event.model, "ended": True, "error": error}
         self.fanout.publish("swaps", "swap", data)
 
     def _load_failed(self, event: LoadFailed) -> None:
         self._models_changed()
-        error = masked_text(event.error, known_secrets(self.router.config))
-        self.fanout.publish("swaps", "loadFailed", {"model": event.model, "error": error})
+        self.fanout.publish("swaps", "loadFailed", {"model": event.model, "error": self._masked(event.error)})
+
+    def _masked(self, error: str) -> str:
+        return masked_text(error, known_secrets(self.router.config))
 
     def _reloaded(self, event: ConfigReloaded) -> None:
         """End the streams of legacy clients, which learn new profiles only by connecting again; inform the others."""

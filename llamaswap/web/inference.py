@@ -218,7 +218,7 @@ class Inference:
         if job is None and path.kind == "batches" and content.json is not None and not content.model:
             job = self.jobs.find(owner, "files", content.json.scalar("input_file_id"))  # where its file is
         if job is None:
-            if path.id and not content.model:
+            if path.id and (not content.model or self.jobs.is_of_any_key(path.kind, path.id)):
                 what = f"{path.kind} with id '{path.id[:LONGEST_ID]}' not found"
                 raise HttpError(404, f"{what}; to ask a server for it, name its model as ?model=NAME")
             return await self._for_content(exchange, facts, content)

@@ -97,6 +97,10 @@ class JobDirectory:
         self._jobs[owner, kind, identity] = job  # as the last
         return job
 
+    def is_of_any_key(self, kind: str, identity: str) -> bool:
+        """Whether any key has a job of this kind and ID."""
+        return any(job[2] == identity and job[1] == kind for job in self._jobs)
+
     def add(self, owner: str, kind: str, identity: str, server: str, name: str) -> Job:
         """A server has this job now."""
         self.forget(owner, kind, identity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from statistics import median
 
@@ -315,7 +316,7 @@ class ModelEndpoints:
     @route("GET", "/api/swaps", answer=list[SwapDocument])
     def swaps(self, call: AdminRequest) -> Response:
         """The last swaps, newest first."""
-        return json_answer(self.history.swaps())
+        return json_answer([self._shown(swap) for swap in self.history.swaps()])
 
     @route("GET", "/api/swaps/<string:number>", answer=SwapDocument)
     def swap(self, call: AdminRequest) -> Response:
@@ -324,8 +325,13 @@ class ModelEndpoints:
         found = self.history.swap(number) if number is not None else None
         if found is None:
             raise HttpError(404, "swap not found")
-        secrets = known_secrets(self.router.config)
-        return json_answer(evolve(found, log_tail=masked_text(found.log_tail or "", secrets)))
+        return json_answer(self._shown(evolve(found, log_tail=found.log_tail or "")))
+
+    def _shown(self, swap: SwapDocument) -> SwapDocument:
+        """A swap without secrets."""
+        hide = partial(masked_text, known=known_secrets(self.router.config))
+        error, log = swap.error, swap.log_tail
+        return evolve(swap, error=error and hide(error), log_tail=log and hide(log))
 
 
 def _words(command: str) -> Sequence[str]:

@@ -203,6 +203,8 @@ class ProxyRequest(RequestInfo):
         self.model = self.server = target.model.id if target.model is not None else target.name
         content = self.content.copy()
         content.rename(target.name)
+        if content.websocket is not None:
+            content.websocket.rename(target.own_name)
         await self.send_content(content, run)
         self.metadata.pop("fifo_priority", None)
         self.metadata["failover"] = f"{self.metadata.get('failover') or failed},{target.name}"

@@ -41,6 +41,8 @@ class ResponseLimit(SinkWrapper):
             return None
         exchange = request.exchange
         limit = cls(exchange.sink, request, tokens, seconds)
+        if exchange.sink.started:  # by a loading stream: the head of the response does not come
+            limit._stream = StreamEnd(request.path)
         exchange.sink, exchange.translated = limit, True
         if seconds:
             limit._timer = clock.callLater(seconds, limit._reach, f"maxDuration ({seconds:g}s)")

@@ -82,7 +82,7 @@ class SystemEndpoints:
         if expected is not None:
             return json_answer({"version": expected})
         build = self.build
-        return json_answer(VersionDocument(build.version, build.commit, build.build_date))
+        return json_answer(VersionDocument(build.semantic_version, build.commit, build.build_date))
 
     @route(
         "GET",

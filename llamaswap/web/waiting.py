@@ -67,7 +67,7 @@ class NoticeSink(SinkWrapper):
 
     def finish(self) -> None:
         """The response is complete."""
-        if self._error:
+        if self._error or (self._error is not None and self._status >= 300):
             self.sink.write(self._last(bytes(self._error)))
         elif self._is_event:
             self.sink.write(b"\n\n" + DONE)

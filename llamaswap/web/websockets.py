@@ -125,6 +125,7 @@ class AcceptedWebsocket(Protocol):
         self._messages: list[tuple[int, bytes]] = []
         self._size = 0
         self._naming = -1  # the place of the event that named the model
+        self._closed = False  # nothing more is read of the client
         self._named: Deferred[str] = Deferred()
         self._status, self._answer = 0, b""
         lines = [
@@ -154,7 +155,8 @@ class AcceptedWebsocket(Protocol):
         """Let the event that named the model name it as its server does."""
         opcode, payload = self._messages[self._naming]
         event = json.loads(payload)
-        (event if "model" in event else event["session"])["model"] = name
+        session = event.get("session")
+        (session if isinstance(session, dict) and "model" not in event else event)["model"] = name
         self._messages[self._naming] = opcode, encode(event)
 
     def _send(self, event: object) -> None:
@@ -163,6 +165,8 @@ class AcceptedWebsocket(Protocol):
     # -- the client's events -------------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
+        if self._closed:
+            return
         try:
             if self._size + len(data) > EARLY_LIMIT:
                 raise BadFrame("too much was sent before the model was ready", 1009)
@@ -170,7 +174,8 @@ class AcceptedWebsocket(Protocol):
                 raise BadFrame("too much was sent by all clients before their models were ready", 1013)
             self._size += len(data)
             for opcode, payload in self._reader.feed(data):
-                self._message(opcode, payload)
+                if not self._closed:
+                    self._message(opcode, payload)
         except BadFrame as error:
             self._fail(str(error), error.code)
 
@@ -187,6 +192,7 @@ class AcceptedWebsocket(Protocol):
                 self._named.callback(name)
 
     def _fail(self, reason: str, code: int) -> None:
+        self._closed = True
         self.wire.write(close_frame(code, reason))
         self.wire.loseConnection()
         self.connectionLost()

@@ -343,6 +343,8 @@ def _keep_alive(text: str) -> float | None:
 def _number(value: bytes) -> float | None:
     """The number that a value is or that its text says; None of anything else."""
     text = value.strip(b'"')
+    if value[:1] == b'"' and len(value) <= LARGE and b"\\" in value:
+        text = (json_text(value) or "").encode()
     if len(text) > LONGEST_NUMBER:
         return (-inf if text.startswith(b"-") else inf) if text.lstrip(b"-")[:1].isdigit() else None
     try:

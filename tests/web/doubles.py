@@ -52,6 +52,7 @@ from llamaswap.web.processes import ProcessEndpoints
 from llamaswap.web.profiles import ProfileEndpoints
 from llamaswap.web.proxy_routes import ProxyRoutes
 from llamaswap.web.reload_record import ReloadRecord
+from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
@@ -286,6 +287,7 @@ class World:
     hub: object = lambda path: []
     estimate: object = lambda command: succeed(None)
     puller: FakePuller = field(factory=lambda: FakePuller())
+    build: Build = field(factory=lambda: Build("9"))
 
     def __attrs_post_init__(self):
         self.activity = observed.ActivityLog(
@@ -355,7 +357,7 @@ class World:
             self.events,
             ActivityEndpoints(self.activity, self.inflight, self.streams),
             SystemEndpoints(
-                Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
+                self.build, self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
             MemoryEndpoints(memory),
             ModelListEndpoints(router, self.surveyor, self.clock, self.capabilities),
@@ -371,7 +373,8 @@ class World:
     def site(self):
         keys = Authenticator(lambda: self.router.config.api_keys)
         hosts = HostCheck(frozenset({"here"}), lambda: self.router.config.allowed_hosts)
-        admin = app.Admin(self.groups(), keys, hosts, lambda: self.router.config.security.cors)
+        hide = lambda text: masked_text(text, known_secrets(self.config()))
+        admin = app.Admin(self.groups(), keys, hosts, lambda: self.config().security.cors, hide)
         site = app.AdminSite(admin, self.clock, self.access)
         site.startFactory = site.stopFactory = lambda: None
         return site

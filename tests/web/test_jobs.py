@@ -159,6 +159,13 @@ class KeyTests(JobTestCase):
         access = KeyAccess(name, models=models)
         self.stage.inference.authenticate = lambda head: Authenticated(frozenset(), access)
 
+    def test_a_key_reaches_no_job_of_another_key_by_naming_its_model(self):
+        self.create()
+        self.stage.inference.authenticate = lambda head: Authenticated(frozenset(), KeyAccess("other"))
+        for method in (b"GET", b"DELETE"):
+            self.assertEqual(self.ask(method, b"/v1/videos/video_1?model=alpha"), 404)
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/video_2?model=alpha").upstream.name, "alpha")
+
     def test_a_key_finds_only_its_own_jobs(self):
         self.use("anna")
         self.create()

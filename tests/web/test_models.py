@@ -96,6 +96,12 @@ class VerbTests(TestCase):
             self.assertEqual(client.answer().status, status)
             client.leave()
 
+    def test_a_secret_in_the_log_of_a_failed_server_is_masked_in_the_answer(self):
+        world = World()
+        world.router.work = fail(StartFailed("alpha", "no", log_tail="bad argument: --api-key s3cret-word"))
+        answer = world.ask("/api/models/load/alpha?wait=1", "POST")
+        self.assertIn(b"bad argument: --api-key ***", answer.body)
+
     def test_the_load_of_a_model_named_in_a_body_is_acknowledged_as_llama_cpp_does(self):
         world = World()
         answer = world.ask("/models/load", "POST", body=b'{"model": "al"}')
@@ -154,6 +160,17 @@ class ForecastTests(TestCase):
             self.assertEqual(world.ask(f"/api/swaps/{name}").status, 404)
         self.assertEqual(world.ask("/api/residency").json[0]["state"], "starting")
         self.assertEqual(world.ask("/api/residency?since=x").status, 400)
+
+    def test_a_secret_in_the_error_of_a_swap_is_masked(self):
+        world = World()
+        client = world.open("/api/events?topics=swaps")
+        world.bus.publish(SwapBegan(1, "alpha", (), "group", 0.0))
+        world.bus.publish(SwapEnded(1, "alpha", "cannot run: --api-key s3cret-word", 0.0, {}))
+        for shown in (world.ask("/api/swaps").json[0], world.ask("/api/swaps/1").json):
+            self.assertEqual(shown["error"], "cannot run: --api-key ***")
+        self.assertIn(b"cannot run: --api-key ***", client.answer().body)
+        self.assertNotIn(b"s3cret-word", client.answer().body)
+        client.leave()
 
     def test_current_state_of_a_model_has_its_requests_and_memory(self):
         world = World(vram={"alpha": 6000})

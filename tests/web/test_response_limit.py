@@ -84,6 +84,17 @@ class DurationTests(LimitTestCase):
         self.stage.clock.advance(50)
         self.assertFalse(self.forwarding.stopped)
 
+    def test_a_stream_behind_a_loading_stream_ends_cleanly(self):
+        models = [model("slow", max_duration=60.0, max_tokens=3, send_loading_state=True)]
+        for seconds, deltas in ((60, 1), (0, 4)):
+            self.stage = Stage(config=config(models=models), auto=False, ready=False)
+            asked = self.ask("slow", stream=True)
+            self.stage.router.asked[-1].grant()
+            self.forwarding.begin(*[delta("a")] * deltas, kind=STREAM, raw=False)
+            self.stage.clock.advance(seconds)
+            self.assertEqual((self.reasons(asked)[-1], asked.sink.ending), ("length", "finished"))
+            self.assertTrue(self.forwarding.stopped)
+
     def test_clients_of_ollama_get_done_reason_length(self):
         asked = self.stage.post({"model": "brief", "messages": [{"role": "user", "content": "hi"}]}, b"/api/chat")
         self.forwarding.begin(delta("a"), kind=STREAM, raw=False)

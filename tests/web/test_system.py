@@ -1,5 +1,6 @@
 from twisted.trial.unittest import TestCase
 
+from llamaswap.version import Build
 from tests.web.doubles import FakeMachine, World, envelope
 
 
@@ -7,6 +8,12 @@ class SystemTests(TestCase):
     def test_build_is_served(self):
         expected = {"version": "9", "commit": "abcd1234", "build_date": "unknown"}
         self.assertEqual(World().ask("/api/version").json, expected)
+
+    def test_the_version_between_two_releases_is_one_that_clients_can_compare(self):
+        """Open WebUI makes integers of the parts, without what follows a hyphen."""
+        for version, shown in (("0.2.1.dev7", "0.2.1-dev7"), ("0.2.0rc1", "0.2.0-rc1"), ("0.2.0", "0.2.0"), ("0", "0")):
+            world = World(build=Build(version))
+            self.assertEqual(world.ask("/api/version").json["version"], shown)
 
     def test_machine_without_sampling_has_no_samples(self):
         """http T163, core V112"""

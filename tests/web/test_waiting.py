@@ -148,6 +148,14 @@ class ErrorAfterNoticesTests(WaitingTestCase):
         self.assertEqual(json.loads(event[6:])["error"]["message"], "too long")
         self.assertEqual(self.stage.witness.heads[0][0], 400)
 
+    def test_an_error_of_the_server_without_a_body_becomes_the_last_event(self):
+        asked = self.stream()
+        self.stage.clock.advance(2)
+        self.pending.grant()
+        self.forwarding.begin(status=500, raw=False)
+        self.forwarding.end()
+        self.assertIn(b"sent an error without a text", asked.sink.body)
+
     def test_a_huge_error_page_of_the_server_is_bounded(self):
         asked = self.stream()
         self.stage.clock.advance(2)

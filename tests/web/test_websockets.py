@@ -9,7 +9,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import ApiKey, Secret
+from llamaswap.config import ApiKey, Secret, Selector
 from llamaswap.errors import StartFailed
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -146,6 +146,31 @@ class FirstEventTests(SynchronousTestCase):
         self.stage = Stage(config=config(routing=routing))
         self.open().send(event(type="session.update", session={}))
         self.assertEqual(self.stage.forwarding.upstream.name, "alpha")
+
+    def test_a_default_model_serves_a_session_update_without_a_session(self):
+        routing = evolve(config().routing, default_model="beta")
+        for members in ({}, {"session": None}, {"session": "text"}):
+            self.stage = Stage(config=config(routing=routing))
+            self.open().send(event(type="session.update", **members))
+            self.assertEqual(self.stage.forwarding.upstream.name, "beta", members)
+            self.assertEqual(json.loads(self.joined()[0][1])["model"], "beta-up")
+
+    def test_events_behind_a_close_or_a_malformed_frame_are_ignored(self):
+        update = event(type="session.update", model="alpha")
+        for ending in (frame(CLOSE, b"", masked=True), b"\xff\xff\xff\xff"):
+            self.open().send(ending + update)
+            self.client.send(update)
+            self.assertEqual((self.client.done, self.stage.forwarder.forwarded), ([None], []))
+
+    def test_the_next_target_of_a_selector_finds_its_own_name_in_the_event(self):
+        routing = config().routing
+        safe = Selector("both", strategy="failover", targets=("alpha", "beta"))
+        self.stage = Stage(config=config(routing=routing))
+        self.stage.router.config.selectors["both"] = safe
+        self.open().send(event(type="session.update", model="both"))
+        self.stage.forwarding.begin(status=503)
+        self.assertEqual(self.stage.forwarder.forwarded[-1].upstream.name, "beta")
+        self.assertEqual(json.loads(self.joined()[0][1])["model"], "beta-up")
 
     def test_a_load_that_fails_is_an_error_event(self):
         self.stage = Stage(refusal=StartFailed("alpha", "no such file"))

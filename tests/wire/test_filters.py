@@ -117,6 +117,10 @@ class RuleTests(SynchronousTestCase):
         self.assertEqual(filtered(b'{"options":{"n":[9,9]}}', rules), b'{"options":{"n":[4,9]}}')
         self.assertEqual(filtered(b"{}", rules), b"{}")
 
+    def test_a_number_that_is_written_with_escapes_is_clamped(self):
+        rules = Filters(clamp_params={"n": Bounds(most=4)})
+        self.assertEqual(filtered(b'{"n":"\\u0039"}', rules), b'{"n":4}')
+
     def test_a_number_given_twice_is_clamped_twice(self):
         rules = Filters(clamp_params={"n": Bounds(most=4)})
         self.assertEqual(filtered(b'{"n":1,"n":99}', rules), b'{"n":1,"n":4}')
