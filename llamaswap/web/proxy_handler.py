@@ -202,7 +202,7 @@ class ProxyHandler:
                 raise ServerVanished(model.id)
             await self._send(request, *self.upstream_requests.to_model(request, model, endpoint))
             return
-        may_retry = True
+        may_retry = refusal is None  # otherwise a second attempt could load the model
         lease: Lease | None = request.lease or self.router.lease(model.id, request.standing)
         while True:
             if lease is None:

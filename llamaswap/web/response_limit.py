@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from llamaswap.errors import ResponseLimitReached
+from llamaswap.proxy.transport import Transport
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.sink_wrapper import SinkWrapper
 from llamaswap.wire.headers import ResponseHeaders
@@ -95,6 +96,12 @@ class ResponseLimit(SinkWrapper):
             self.sink.write(data)
         if stream is not None and self._tokens and stream.tokens > self._tokens:
             self._reach(f"maxTokens ({self._tokens})")
+
+    def upgrade(self, status_line_and_head: bytes) -> Transport:
+        """A websocket of a server's own page is open. It has no bounds, because it is not a response."""
+        if self._timer is not None:
+            self._timer.cancel()
+        return self.sink.upgrade(status_line_and_head)
 
     def finish(self) -> None:
         """The response is complete."""

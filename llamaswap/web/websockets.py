@@ -119,6 +119,8 @@ class AcceptedWebsocket(Protocol):
         key = head.first(b"sec-websocket-key")
         if not key:
             raise BadRequest("the websocket's handshake has no Sec-WebSocket-Key")
+        if exchange.body.length != 0:  # it would be read as events
+            raise BadRequest("the websocket's handshake has a body")
         self._exchange = exchange
         self._budget = budget
         self._reader = MessageReader(EARLY_LIMIT)

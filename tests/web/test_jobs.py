@@ -7,6 +7,7 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Selector
+from llamaswap.errors import UpstreamUnreachable
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.head_facts import Authenticated
 from llamaswap.web.jobs import CHECK_INTERVAL, HOLD_TIME, LIFETIME, MAX_JOBS, JobDirectory, job_path
@@ -74,6 +75,15 @@ class FollowTests(JobTestCase):
             (b"DELETE", b"/v1/files/x?model=alpha"),
         ):
             self.assertEqual(self.ask(method, path), 409, path)
+
+    def test_a_server_that_exits_under_a_question_about_a_job_is_not_started_for_it(self):
+        self.create(status="completed")
+        asked = self.stage.ask(b"GET", b"/v1/videos/video_1", b"")
+        self.stage.router.states["alpha"] = "stopped"
+        self.stage.router.asked[-1].lease.process.lost = True
+        before = len(self.stage.router.asked)
+        self.last.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.assertEqual((asked.sink.status, len(self.stage.router.asked)), (502, before))
 
     def test_a_deleted_job_is_forgotten(self):
         self.create()

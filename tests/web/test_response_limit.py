@@ -11,6 +11,7 @@ from tests.web.pipeline import Stage, config, model
 
 CHAT = b"/v1/chat/completions"
 STREAM = b"text/event-stream"
+WEBSOCKET = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
 
 
 def delta(text: str) -> bytes:
@@ -75,6 +76,13 @@ class DurationTests(LimitTestCase):
         self.forwarding.end()
         self.assertEqual(asked.sink.body, delta("a") + b"data: [DONE]")
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_a_websocket_of_a_servers_own_page_opens_and_is_not_bounded(self):
+        asked = self.stage.upstream(b"GET", b"/upstream/brief/ws", b"", *WEBSOCKET)
+        asked.exchange.sink.upgrade(b"HTTP/1.1 101 Switching Protocols")
+        self.assertEqual(asked.sink.status, 101)
+        self.stage.clock.advance(61)
+        self.assertFalse(self.forwarding.stopped)
 
     def test_a_second_server_gets_the_whole_time(self):
         self.ask("brief", stream=True)

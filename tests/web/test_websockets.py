@@ -51,12 +51,12 @@ class PipeSink(FakeSink):
 class Opened:
     """A client that asks for a websocket."""
 
-    def __init__(self, stage, target, *headers, drop=b""):
+    def __init__(self, stage, target, *headers, drop=b"", body=b""):
         self.wire = Wire()
         self.sink = PipeSink(self.wire)
         sent = [header for header in (*UPGRADE, *headers) if header[0] != drop]
         head = RequestHead(b"GET", target, sent)
-        self.exchange = Exchange(head, BytesBody(b""), self.sink, "1.2.3.4", 99.5)
+        self.exchange = Exchange(head, BytesBody(body), self.sink, "1.2.3.4", 99.5)
         self.done = []
         stage.inference.serve(self.exchange).addBoth(self.done.append)
 
@@ -247,6 +247,10 @@ class FirstEventTests(SynchronousTestCase):
 
     def test_a_handshake_without_a_key_is_refused(self):
         self.client = Opened(self.stage, b"/v1/realtime", drop=b"Sec-WebSocket-Key")
+        self.assertEqual((self.client.sink.status, self.client.wire.value()), (400, b""))
+
+    def test_a_handshake_with_a_body_is_refused(self):
+        self.client = Opened(self.stage, b"/v1/realtime", body=b"12345")
         self.assertEqual((self.client.sink.status, self.client.wire.value()), (400, b""))
 
     def test_pages_of_other_sites_open_no_websocket(self):
