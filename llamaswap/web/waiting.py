@@ -173,12 +173,13 @@ class Wait:
         return began
 
     def _facts(self) -> dict[str, object]:
-        status = self._router.wait_status(self._pending.model)
-        facts: dict[str, object] = {"waiting_for": self._pending.model}
+        model, access = self._pending.model, self._request.facts.access
+        status = self._router.wait_status(model)
+        facts: dict[str, object] = {"waiting_for": model}
         if not status.own and self._request.queue_position is not None:
             facts["queue_position"] = self._request.queue_position
-        if status.loading:
-            facts["loading"] = list(status.loading)
+        if loading := [name for name in status.loading if name == model or access.may_use(name)]:
+            facts["loading"] = loading
         if status.eta is not None:
             facts["eta"] = ceil(status.eta)
         return facts

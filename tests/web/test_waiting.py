@@ -6,9 +6,11 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Selector
+from llamaswap.config import ApiKey, Secret, Selector
 from llamaswap.errors import QueueFull, StartFailed, UpstreamTruncated, UpstreamUnreachable, WaitedTooLong
 from llamaswap.routing.interfaces import WaitStatus
+from llamaswap.web.head_facts import Authenticated
+from llamaswap.web.key_access import access_of
 from tests.web.pipeline import Stage, config
 
 CHAT, MESSAGES, RESPONSES = b"/v1/chat/completions", b"/v1/messages", b"/v1/responses"
@@ -67,6 +69,14 @@ class NoticeTests(WaitingTestCase):
         self.stage.router.outlook = WaitStatus(("beta",), True, 4.0)
         self.stage.clock.advance(1)
         self.assertTrue(asked.sink.body.endswith(b': llamaswap {"waiting_for":"beta","loading":["beta"],"eta":4}\n\n'))
+
+    def test_a_notice_names_no_model_that_the_key_may_not_use(self):
+        access = access_of(ApiKey(Secret("x"), "child", models=("b*",)), ())
+        self.stage.inference.authenticate = lambda head: Authenticated(frozenset(), access)
+        self.stage.router.outlook = WaitStatus(("alpha", "bravo"), False, None)
+        asked = self.stream()
+        self.stage.clock.advance(2)
+        self.assertIn(b'"loading":["bravo"]', asked.sink.body)
 
     def test_changes_are_noticed_once_a_second_at_most_and_the_same_every_five(self):
         asked = self.stream()
