@@ -79,12 +79,12 @@ def _text(response: HttpResponse) -> str:
 
 def _responses(response: HttpResponse) -> Iterator[JsonObject]:
     """The JSON-RPC responses in a body: the whole of it, or among the events of a stream."""
-    text = _text(response)
+    body = response.body.strip()
     events = response.headers.get("content-type", "").startswith("text/event-stream")
-    texts = [line[5:] for line in text.splitlines() if line.startswith("data:")] if events else [text]
+    texts = [line[5:] for line in body.splitlines() if line.startswith(b"data:")] if events else [body]
     for each in filter(None, texts):
         try:
-            message = json.loads(each)
+            message = json.loads(each.decode("utf-8", "replace"))
         except ValueError:
             raise HttpError(502, "the MCP server's answer is not JSON")
         if isinstance(message, dict) and ("result" in message or "error" in message):

@@ -49,6 +49,12 @@ class McpTests(TestCase):
         here = self.world(HttpResponse(200, body, {"content-type": "text/event-stream; charset=utf-8"}))
         self.assertEqual(self.post(here, {"id": 1}).json, RESULT)
 
+    def test_response_in_an_event_may_contain_line_separators_of_unicode(self):
+        result = {"jsonrpc": "2.0", "id": 1, "result": {"text": "a\u2028b\x85c"}}
+        body = f"data: {json.dumps(result, ensure_ascii=False)}\n\n".encode()
+        here = self.world(HttpResponse(200, body, {"content-type": "text/event-stream"}))
+        self.assertEqual(self.post(here, {"id": 1}).json, result)
+
     def test_notification_is_answered_with_an_empty_object(self):
         self.assertEqual(self.post(self.world(HttpResponse(202, b"")), {"method": "x"}).json, {})
 
