@@ -7,7 +7,7 @@ and all the endpoints.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import cache, partial
 from pathlib import Path
 from socket import gethostname
@@ -149,8 +149,11 @@ class AdminWiring:
             OpenApi(ROUTES, build_info()),
         ]
         hosts = HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts)
-        hide: Callable[[str], str] = lambda text: masked_text(text, known_secrets(config()))
-        return Admin(groups, self.web.keys, hosts, lambda: config().security.cors, hide)
+        return Admin(groups, self.web.keys, hosts, lambda: config().security.cors, self._without_secrets)
+
+    def _without_secrets(self, text: str) -> str:
+        """The text with the configured secrets masked."""
+        return masked_text(text, known_secrets(self.parts.models.router.config))
 
     def _for_ollama(self, call: AdminRequest) -> bool:
         """Whether a request came to the address for Ollama's clients."""

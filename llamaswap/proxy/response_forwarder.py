@@ -163,7 +163,12 @@ class ResponseForwarder:
             self._observer.response_head(101, ResponseHeaders.of(head.headers))
         self.sending.stop_body()
         connection = self.sending.detach_connection()
-        client = self._sink.upgrade(raw_head)
+        try:
+            client = self._sink.upgrade(raw_head)
+        except BadUpstream as error:  # a response that is translated cannot be a tunnel
+            connection.abort()
+            self.sending.fail(error)
+            return
         self._tunnel = Tunnel(
             client,
             connection.wire,

@@ -7,8 +7,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.errors import BadUpstream, ClientGone, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.proxy.forward import ForwardOutcome
 from llamaswap.proxy.upstream import NO_TIMEOUTS
+from llamaswap.web.sink_wrapper import SinkWrapper
 from llamaswap.wire.headers import ResponseHeaders
 from tests.proxy.doubles import GET, KEPT, OK, POST, STREAM, World
+
+
+class _Translated(SinkWrapper):
+    """Takes no tunnel."""
 
 
 class _Behaviour:
@@ -431,6 +436,22 @@ class _Behaviour:
         world, _, server = self.talk()
         server.give(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         self.assertIsInstance(world.errors[0], BadUpstream)
+
+    def test_upgrade_of_a_response_that_is_translated_is_bad(self):
+        """The lease was never released, also if the client left."""
+        world = self.world()
+
+        def translate(exchange):
+            exchange.sink = _Translated(exchange.sink)
+            return world.forward(exchange)
+
+        world.handler = translate
+        client = world.client()
+        client.give(b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        server = world.server()
+        server.give(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        self.assertIsInstance(world.errors[0], BadUpstream)
+        self.assertTrue(server.aborted)
 
     def test_refused_upgrade_is_a_plain_answer(self):
         _, client, server = self.talk(
