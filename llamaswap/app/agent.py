@@ -70,7 +70,7 @@ class Agent:
     """Serves the front's requests on the parts of a service."""
 
     parts: ServiceParts
-    token: bytes
+    token: bytes = field(repr=False)
     incarnation: str = field(factory=lambda: uuid.uuid4().hex)
     front: int = field(default=0, init=False)
     grace: float = field(default=DEFAULT_GRACE, init=False)

@@ -15,6 +15,7 @@ from llamaswap.cluster.ray_client import RayClient
 from llamaswap.cluster.ray_node import ClusterFolder, environment
 from llamaswap.cluster.remote_servers import RemoteServers
 from llamaswap.config.schema.hosts import HERE, Hosts
+from llamaswap.discover.missing import host_findings
 from llamaswap.observe.exposition import MetricFamily
 from llamaswap.routing.router import Router
 from llamaswap.scheduling.hosts import HostFacts
@@ -56,7 +57,7 @@ class HostParts:
             ray=ray,
             folder=folder,
             token=token,
-            front=int(time.time() * 1000),  # greater than that of every earlier process
+            front=folder.next_front(int(time.time() * 1000)),
             settings=lambda: router().config.hosts or hosts,
             publish=self._publish,
             listener=self.servers,
@@ -129,7 +130,8 @@ class HostParts:
                     models=models.get(name, []),
                 )
             )
-        return HostsDocument(found, self.problem, sorted(router.missed_hosts))
+        lacking = host_findings(router.config.models.values(), router.hosts)
+        return HostsDocument(found, self.problem, sorted(router.missed_hosts), lacking)
 
     def families(self) -> Iterator[MetricFamily]:
         """The hosts, for /metrics."""

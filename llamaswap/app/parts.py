@@ -17,6 +17,8 @@ from llamaswap.config import Config, ConfigDiff, LoadedConfig, load
 from llamaswap.config import files as config_files
 from llamaswap.config.ports import keep
 from llamaswap.config.reload import Reloader
+from llamaswap.config.schema.hosts import restart_needed
+from llamaswap.errors import ConfigError, Problem
 from llamaswap.liveness.watchdog import Watchdog
 from llamaswap.liveness.watched_models import WatchedModels
 from llamaswap.observe.exposition import MetricFamily
@@ -71,6 +73,8 @@ class ServiceParts:
         """Use a new configuration. The router comes first; the other parts read the configuration from it."""
         router = self.models.router
         old = router.config
+        if problem := restart_needed(old.hosts, config.hosts):
+            raise ConfigError([Problem(problem, "hosts")])
         enable_tls_if_needed(config)
         for name in (*changes.removed, *changes.restarted):
             endpoint = old.models[name].endpoint

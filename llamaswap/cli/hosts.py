@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +21,7 @@ from llamaswap.cli.context import CliContext, local, remote, seconds, table
 from llamaswap.cluster.ray_node import (
     AGENT_PORT,
     DEFAULT_PORT,
+    JOIN_TOKEN,
     LABEL,
     TOKEN,
     ClusterFolder,
@@ -113,7 +114,7 @@ def init(context: CliContext, address: str, port: int, state: Path | None, publi
 
 @hosts.command()
 @click.argument("head")
-@click.option("--token", envvar="LLAMASWAP_HOSTS_TOKEN", help="The token of `init` ($LLAMASWAP_HOSTS_TOKEN).")
+@click.option("--token", envvar=JOIN_TOKEN, help=f"The token of `init` (${JOIN_TOKEN}).")
 @click.option("--name", default=lambda: socket.gethostname().split(".")[0], show_default="the host name")
 @click.option("--address", help="This machine's address, for the other hosts.")
 @click.option("--port", default=AGENT_PORT, show_default=True, help="The port of its agent.")
@@ -158,11 +159,24 @@ def join(
     except NotInitialized:
         raise click.ClickException("give the token that `llamaswap hosts init` printed: --token TOKEN") from None
     environ = environment(os.environ, folder)
+    hidden = without_token(sys.orig_argv)
+    if hidden != sys.orig_argv:
+        # The token is in a file now. All users of this machine can read the arguments of a process.
+        os.execve(sys.executable, [sys.executable, *hidden[1:]], environ)
     _check(head, environ)
     folder.write("join.pid", str(os.getpid()))
     context.note(f"{name} joins {head}; llamaswap hosts leave, or Ctrl-C, ends it")
     words = node_words(head, address, name, port, given, _resources(ram))
     _keep_joined(context, words, environ, head)
+
+
+def without_token(words: Sequence[str]) -> list[str]:
+    """The words of a command without `--token` and its value."""
+    return [
+        word
+        for before, word in zip(("", *words), words, strict=False)
+        if before != "--token" and word.partition("=")[0] != "--token"
+    ]
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:
@@ -178,7 +192,10 @@ def _labels(texts: tuple[str, ...]) -> dict[str, str]:
 def _address_towards(head: str) -> str:
     """The address from which this machine reaches the head."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((head, 9))  # sends nothing
+        try:
+            probe.connect((head, 9))  # sends nothing
+        except OSError as error:
+            raise click.ClickException(f"{head} cannot be reached: {error.strerror}") from None
         return str(probe.getsockname()[0])
 
 
@@ -261,7 +278,7 @@ def _gone(pid: int) -> bool:
 @hosts.command(name="list")
 @remote
 def list_(context: CliContext) -> None:
-    """List the hosts: their memory, their models, and the age of their last word."""
+    """List the hosts: their memory, their models, and how long ago each last answered."""
     _print(context, context.client.json("/api/hosts"))
 
 
@@ -281,11 +298,11 @@ def _print(context: CliContext, document: JsonObject) -> None:
         return
     rows = [_row(host) for host in document.get("hosts", ())]
     if rows:
-        columns = ("HOST", "STATE", "ADDRESS", "LAST WORD", "MEMORY", "MODELS", "LABELS")
+        columns = ("HOST", "STATE", "ADDRESS", "ANSWERED", "MEMORY", "MODELS", "LABELS")
         context.show(table(columns, [[escape(cell) for cell in row] for row in rows]))
     else:
         context.say("the configuration has no `hosts`, so there is only this machine")
-    for problem in filter(None, (document.get("problem"), _missed(document))):
+    for problem in filter(None, (document.get("problem"), _missed(document), *document.get("findings", ()))):
         context.note(problem, "yellow")
 
 

@@ -1,5 +1,6 @@
 """More than one machine. Nothing here is imported unless the configuration has `hosts`, or a command is about them.
 
-Ray holds and tells: which machines are members, which died, what is reserved on each, and that its agent runs. It does
-not choose, and no byte of a request passes through it. `ray_driver` alone imports it, in a process of its own.
+Ray knows which machines are members and which died, holds the memory reservations of each, and keeps its agent running.
+It does not choose a host for a model, and no byte of a request passes through it.
+`ray_driver` alone imports it, in a process of its own.
 """

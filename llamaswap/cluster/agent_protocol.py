@@ -7,6 +7,7 @@ that no code expects.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -103,9 +104,9 @@ def state_of(text: bytes) -> HostState:
                 digest=_text(one["digest"]),
                 error=_text(one["error"]),
                 exit_status=None if one["exit_status"] is None else int(one["exit_status"]),
-                tail=str(one["tail"])[-MAX_TEXT:],
-                up=float(one["up"]),
-                load_seconds=float(one["load_seconds"]),
+                tail=_text(one["tail"]),
+                up=_finite(one["up"]),
+                load_seconds=_finite(one["load_seconds"]),
                 command=_text(one["command"]),
             )
             for name, one in _some(found["engines"], MAX_MODELS)
@@ -119,7 +120,7 @@ def state_of(text: bytes) -> HostState:
             engines,
             names,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Malformed(f"the agent's state cannot be understood: {error!r}") from None
 
 
@@ -144,9 +145,9 @@ def _ledger(found: Any) -> Ledger:
         _text(name): {_text(device): int(size) for device, size in _some(sizes, MAX_DEVICES)}
         for name, sizes in _some(found["used"], MAX_MODELS)
     }
-    loads = {_text(name): float(seconds) for name, seconds in _some(found["load_seconds"], MAX_MODELS)}
+    loads = {_text(name): _finite(seconds) for name, seconds in _some(found["load_seconds"], MAX_MODELS)}
     pressed: Sequence[object] = found["pressed"][:MAX_DEVICES]
-    return Ledger(devices, needs, used, loads, float(found["hold"]), frozenset(map(str, pressed)))
+    return Ledger(devices, needs, used, loads, _finite(found["hold"]), frozenset(map(str, pressed)))
 
 
 def _some(found: Any, limit: int) -> list[tuple[str, Any]]:
@@ -158,7 +159,14 @@ def _some(found: Any, limit: int) -> list[tuple[str, Any]]:
 def _text(found: Any) -> str:
     if not isinstance(found, str):
         raise Malformed(f"{found!r} is not a text")
+    found.encode()  # half of a surrogate pair could be neither logged nor sent
     return found[:MAX_TEXT]
+
+
+def _finite(found: Any) -> float:
+    if not math.isfinite(number := float(found)):
+        raise Malformed(f"{number} is not a number of seconds")
+    return number
 
 
 def _one_of(found: Any, known: Sequence[str]) -> str:

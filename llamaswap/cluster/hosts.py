@@ -1,8 +1,8 @@
-"""The other hosts, as the front knows them: who answers, what runs there, and what that means for the scheduler.
+"""The other hosts, as the front knows them: which of them answer, what runs there, and what the scheduler learns.
 
 Each host's agent is asked for its state over HTTP, and keeps the request until something changes. A host is online as
 long as it answers. If its connection is refused, or Ray says that its node is dead, it is offline at once, else after
-`hosts.unseen`. Ray only tells which hosts exist; without it what runs goes on.
+`hosts.unseen`. Ray only lists the hosts; without it the running models go on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.cluster import driver_protocol as protocol
-from llamaswap.cluster.agent_protocol import EngineState, HostState, Malformed, state_of
+from llamaswap.cluster.agent_protocol import MAX_TEXT, EngineState, Malformed, state_of
+from llamaswap.cluster.known_host import KnownHost
 from llamaswap.cluster.ray_client import RayAway, RayClient
 from llamaswap.cluster.ray_node import ClusterFolder
 from llamaswap.config.endpoints import Endpoint
@@ -37,6 +38,7 @@ RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
 CALL_LIMIT = 10.0  # seconds for a request to an agent
 MISSING_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
 MAX_HOSTS = 1000
+FORGET_AFTER = 86400.0  # seconds that a host is kept that is away, such as a pod whose name does not come back
 KNOWN_FILE, DRAINED_FILE = "known.json", "drained.json"
 
 log = Logger()
@@ -55,33 +57,13 @@ class HostAway(Exception):
 
 
 class HostListener(Protocol):
-    """What happens to hosts: `RemoteServers`."""
+    """Learns what runs on hosts: `RemoteServers`."""
 
     def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
-        """A host has told its state; the scheduler does not know it yet."""
+        """A host has sent its state; the scheduler does not know it yet."""
 
     def reservations(self) -> set[str]:
         """The names of all reservations that are in use."""
-
-
-@define(eq=False)
-class KnownHost:
-    """One host. `alive` is Ray's word, None if it has said nothing; `seen` is when its agent answered last."""
-
-    name: str
-    endpoint: Endpoint
-    labels: Mapping[str, str]
-    alive: bool | None = None
-    online: bool = False
-    seen: float | None = None
-    problem: str = "it has not answered yet"
-    state: HostState | None = None
-    missing: dict[str, tuple[str, float]] = field(factory=dict)
-    asking: Deferred[HttpResponse] | None = None
-    timer: IDelayedCall | None = None
-    ensured: bool = False
-    declared: tuple[set[str], Mapping[str, MemoryNeed]] | None = None
-    facts: HostFacts | None = None
 
 
 @define(eq=False)
@@ -93,7 +75,7 @@ class HostManager:
     ask: Ask
     ray: RayClient
     folder: ClusterFolder
-    token: str
+    token: str = field(repr=False)
     front: int
     settings: Callable[[], Hosts]
     publish: Callable[[Mapping[str, HostFacts]], None]
@@ -104,6 +86,7 @@ class HostManager:
     superseded: bool = field(default=False, init=False)
     _reconciled: float = field(default=0.0, init=False)
     _unused: set[str] = field(factory=set, init=False)
+    _listing: Deferred[Any] | None = field(default=None, init=False)
     _lister: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
@@ -137,7 +120,9 @@ class HostManager:
     def _list(self) -> None:
         self._lister = self.clock.callLater(LIST_INTERVAL, self._list)
         if self.ray.connected:
-            self.ray.call(protocol.ListNodes, limit=5.0).addCallbacks(self._listed, lambda _: None)
+            if self._listing is None or self._listing.called:  # a Ray that hangs must not get more and more of them
+                self._listing = self.ray.call(protocol.ListNodes, limit=5.0)
+                self._listing.addCallbacks(self._listed, lambda _: None)
             if self.clock.seconds() - self._reconciled >= RECONCILE_INTERVAL and not self.superseded:
                 self._reconciled = self.clock.seconds()
                 self.ray.call(protocol.ListReservations).addCallbacks(self._reserved, lambda _: None)
@@ -170,8 +155,14 @@ class HostManager:
             elif not host.ensured:
                 host.ensured = True
                 self.ray.call(protocol.EnsureAgent, host=name).addErrback(self._no_agent, host)
+        latest = self.clock.seconds() - FORGET_AFTER
+        for host in [one for one in self.hosts.values() if not one.online and not one.alive]:
+            if (host.known_since if host.seen is None else host.seen) < latest:
+                self._forget(host)
+                changed = True
         if changed:
             self._keep_known()
+            self._publish(changed)
 
     def _no_agent(self, failure: Failure, host: KnownHost) -> None:
         host.ensured = False
@@ -183,6 +174,7 @@ class HostManager:
             self._forget(before)
         endpoint = Endpoint("http", address, port, token=self.token)
         host = self.hosts[name] = KnownHost(name, endpoint, {str(k): str(v) for k, v in labels.items()})
+        host.known_since = self.clock.seconds()
         host.timer = self.clock.callLater(0, self._ask, host)
         return host
 
@@ -219,8 +211,9 @@ class HostManager:
         number = host.state.number if host.state is not None and host.online else 0
         path = f"/state?after={number}&front={self.front}&grace={self.settings().grace}&wait={unseen / 3}"
         limit = max(0.5, unseen - (now - host.seen)) if host.online and host.seen is not None else min(5.0, unseen)
-        host.asking = self.ask(host.endpoint, path, limit, {})
-        host.asking.addCallbacks(self._answered, self._silent, callbackArgs=(host,), errbackArgs=(host,))
+        host.asking = asking = self.ask(host.endpoint, path, limit, {})
+        asking.addCallbacks(self._answered, self._silent, callbackArgs=(host,), errbackArgs=(host,))
+        asking.addErrback(self._broken, host)
 
     def _again(self, host: KnownHost, delay: float) -> None:
         if not self._closed and self.hosts.get(host.name) is host:
@@ -242,6 +235,10 @@ class HostManager:
             return
         if host.state is not None and host.state.incarnation != state.incarnation:
             host.missing.clear()
+        if host.alive is False and self.ray.connected:
+            # It was lost a moment ago, and its agent ends with its node: it must not come back for that long.
+            self._again(host, RETRY_DELAY)
+            return
         host.seen, host.state, host.problem = self.clock.seconds(), state, ""
         self.listener.host_seen(host.name, state.engines)
         if not host.online:
@@ -249,6 +246,12 @@ class HostManager:
         host.online = True
         self._publish()
         self._again(host, 0.05)  # a host whose state changes all the time must not keep the front busy
+
+    def _broken(self, failure: Failure, host: KnownHost) -> None:
+        """An error of this program must not end the requests to a host, which would count as online forever."""
+        log.failure("the state of host {host} could not be used", failure, host=host.name)
+        self._again(host, RETRY_DELAY)
+        self._offline(host, "its state could not be used; see the log of llamaswap")
 
     def _refused(self, response: HttpResponse, host: KnownHost) -> None:
         reason = f"its agent answered with status {response.status}"
@@ -287,8 +290,8 @@ class HostManager:
 
     # -- facts ---------------------------------------------------------------------------------------------
 
-    def _publish(self) -> None:
-        now, changed = self.clock.seconds(), False
+    def _publish(self, changed: bool = False) -> None:
+        now = self.clock.seconds()
         for host in self.hosts.values():
             host.missing = {model: one for model, one in host.missing.items() if one[1] > now}
             facts = HostFacts(
@@ -354,7 +357,9 @@ class HostManager:
             response = await self.ask(
                 host.endpoint, path, CALL_LIMIT, {}, StepRequest("POST", path, json.dumps(document))
             )
-        except (CancelledError, Exception) as error:
+        except CancelledError:
+            raise  # the start is not wanted any more, which says nothing about the host
+        except Exception as error:
             raise HostAway(f"{name} does not answer: {error}") from None
         if response.status != 200:
             raise HostRefused(model, name, _message(response))
@@ -378,6 +383,6 @@ class HostManager:
 
 def _message(response: HttpResponse) -> str:
     try:
-        return str(json.loads(response.body)["error"])
+        return str(json.loads(response.body)["error"])[:MAX_TEXT]
     except (ValueError, KeyError, TypeError):
         return f"its agent answered with status {response.status}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.endpoints import ProcessEndpoint, StandardErrorBehavior
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorProcess, IReactorTime
 from twisted.internet.protocol import Factory, connectionDone
@@ -84,8 +84,18 @@ class RayClient:
         if self._closed:
             self.close()
             return
-        # It answers as soon as it is connected to Ray.
-        self.call(protocol.ListNodes, limit=CALL_LIMIT).addCallbacks(self._ready, lambda _: None)
+        self._await_ray()
+
+    def _await_ray(self) -> None:
+        """Wait until the process answers, which it does as soon as it is connected to Ray."""
+        self._restart = None
+        self.call(protocol.ListNodes).addCallbacks(self._ready, self._not_ready)
+
+    def _not_ready(self, failure: Failure) -> None:
+        """Ray may still be starting, for longer than a call waits."""
+        self.problem = failure.getErrorMessage()
+        if self._connection is not None and not self._closed:
+            self._restart = self.clock.callLater(RESTART_DELAYS[0], self._await_ray)
 
     def _ready(self, _: object) -> None:
         self.connected, self.problem, self._failures = True, "", 0
@@ -102,6 +112,8 @@ class RayClient:
             return
         delay = RESTART_DELAYS[min(self._failures, len(RESTART_DELAYS) - 1)]
         self._failures += 1
+        if self._restart is not None:
+            self._restart.cancel()
         self.problem = f"Ray at {self.where} does not answer"
         log.warn("{problem}: what runs on other hosts goes on, and nothing new is loaded there", problem=self.problem)
         self._restart = self.clock.callLater(delay, self.open)
@@ -133,7 +145,7 @@ class RayClient:
 
 
 def _explained(failure: Failure) -> Failure:
-    if failure.check(protocol.RayError):
+    if failure.check(protocol.RayError, CancelledError):
         return failure
-    kind = "has not answered in time" if failure.check(CancelledError, TimeoutError) else failure.getErrorMessage()
+    kind = "has not answered in time" if failure.check(TimeoutError) else failure.getErrorMessage()
     return Failure(RayAway(f"Ray: {kind}"))

@@ -27,6 +27,7 @@ END_GRACE = 5  # seconds between SIGTERM to the processes of Ray and SIGKILL
 OBJECT_STORE = 78_643_200  # bytes, the least that Ray accepts: nothing is stored there
 LOG_VARIABLE = "LLAMASWAP_RAY_LOG"  # the file for what the front's process for Ray and the head print
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+JOIN_TOKEN = "LLAMASWAP_HOSTS_TOKEN"  # of `hosts join`
 TOKEN = re.compile(r"[A-Za-z0-9_-]{16,512}\Z")
 EVERYWHERE = {
     "RAY_AUTH_MODE": "token",
@@ -68,7 +69,9 @@ class ClusterFolder:
         try:
             return self.token_file.read_text(encoding="ascii").strip()
         except (FileNotFoundError, NotADirectoryError):
-            raise NotInitialized(f"{self.token_file} does not exist; `llamaswap hosts init` makes it") from None
+            raise NotInitialized(
+                f"{self.token_file} does not exist; `llamaswap hosts init --state {self.path}` makes it"
+            ) from None
 
     def keep_token(self, token: str | None = None) -> str:
         """Write this token, or a new one if there is none yet; only this user can read the file."""
@@ -95,12 +98,24 @@ class ClusterFolder:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def next_front(self, now: int) -> int:
+        """The number of a process of llamaswap: greater than that of every earlier one, also if the clock was set back.
+
+        Otherwise all agents would refuse it, as older than the one that they know.
+        """
+        last = self.document("front.json").get("front")
+        number = max(now, last + 1) if isinstance(last, int) else now
+        self.write("front.json", json.dumps({"front": number}))
+        return number
+
     def head(self) -> tuple[str, int]:
         """Address and port of the head that runs here; raises NotInitialized."""
         document = self.document("head.json")
         address, port = document.get("address"), document.get("port")
         if not isinstance(address, str) or not isinstance(port, int):
-            raise NotInitialized(f"{self.path / 'head.json'} does not exist; `llamaswap hosts init` makes it")
+            raise NotInitialized(
+                f"{self.path / 'head.json'} does not exist; `llamaswap hosts init --state {self.path}` makes it"
+            )
         return address, port
 
 
@@ -114,7 +129,8 @@ def is_public(address: str) -> bool:
 
 def environment(base: Mapping[str, str], folder: ClusterFolder, *, head: bool = False) -> dict[str, str]:
     """The environment of Ray's processes."""
-    made = {name: value for name, value in base.items() if not name.startswith("RAY_")}
+    # Agents, and so their servers, inherit it: these must not have the token.
+    made = {name: value for name, value in base.items() if not name.startswith("RAY_") and name != JOIN_TOKEN}
     made |= EVERYWHERE | {"RAY_AUTH_TOKEN_PATH": str(folder.token_file)}
     if head:
         (folder.path / "head").mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -130,12 +130,14 @@ class RemoteServers:
         return supervisor is not None and supervisor.host == host and supervisor.state != STOPPED
 
     def _adopt(self, host: str, engines: Sequence[tuple[str, EngineState]]) -> None:
-        """Adopt what is ready and has no process elsewhere; the rest must not run."""
+        """Adopt what is ready, may run on this host and has no process elsewhere; the rest must not run."""
         router, now = self.router(), self.clock.seconds()
         for model, engine in engines:
             if engine.state == STOPPING:
                 continue
-            if engine.state == READY and model in router.config.models and not router.has_process(model):
+            definition = router.config.models.get(model)
+            allowed = definition is not None and (not definition.place.hosts or host in definition.place.hosts)
+            if engine.state == READY and allowed and not router.has_process(model):
                 log.info("{model} still runs on {host}: it is adopted", model=model, host=host)
                 router.swaps.adopt([self._snapshot(host, model, engine, now)])
                 continue

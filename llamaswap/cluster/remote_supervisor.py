@@ -103,12 +103,11 @@ class RemoteSupervisor:
         waiter: Deferred[None] = Deferred()
         self._stop_waiters.append(waiter)
         if self.state != STOPPING:
-            if self._task is not None:
-                self._task.cancel()
             self._settle(ModelUnloaded(self.model.id))
             self._stop_until = self.clock.seconds() + STOP_MARGIN
             self._stop_until += self.model.unload_timeout if grace is None else grace
             self._show(STOPPING)
+            self._abandon_start()
             self._tell_stop()
         return waiter
 
@@ -222,6 +221,12 @@ class RemoteSupervisor:
             log.failure("{model} could not be started on {host}", failure, model=self.model.id, host=self.host)
             self._fail(StartFailed(self.model.id, "an internal error of the proxy; see its log"))
 
+    def _abandon_start(self) -> None:
+        """What a start still waits for must not reach the host, or the next start, later."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+
     def _fail(self, error: LlamaswapError) -> None:
         """The start failed."""
         self._error = error.cause if isinstance(error, StartFailed) else str(error)
@@ -301,6 +306,7 @@ class RemoteSupervisor:
             self._stop_again = None
         self.hosts.release(reservation_name(self.model.id, self.identity))
         self._show(STOPPED)
+        self._abandon_start()
         waiters, self._stop_waiters = self._stop_waiters, []
         for waiter in waiters:
             self.clock.callLater(0, waiter.callback, None)

@@ -24,7 +24,7 @@ class DeviceDocument:
 
 @frozen
 class HostDocument:
-    """A host; `here` is this machine. `seen_seconds` is the age of its last word, `problem` why it is offline."""
+    """A host; `here` is this machine. `seen_seconds` is how long ago it answered, `problem` why it is offline."""
 
     host: str
     address: str = ""
@@ -40,11 +40,13 @@ class HostDocument:
 @frozen
 class HostsDocument:
     """The hosts, empty without `hosts` in the configuration. `problem` says why nothing new is loaded on other hosts.
-    `missed` are hosts that vanished with most of the others: what they ran is not loaded elsewhere."""
+    `missed` are hosts that vanished with most of the others: what they ran is not loaded elsewhere. `findings` say what
+    hosts lack for models that may run there."""
 
     hosts: list[HostDocument] = field(factory=list)
     problem: str = ""
     missed: list[str] = field(factory=list)
+    findings: list[str] = field(factory=list)
 
 
 class HostSource(Protocol):
@@ -68,7 +70,7 @@ class HostEndpoints:
 
     @route("GET", "/api/hosts", answer=HostsDocument)
     def hosts(self, call: AdminRequest) -> Response:
-        """The hosts, their memory, what they run, and when they were last heard of."""
+        """The hosts, their memory, what they run, and when they last answered."""
         return json_answer(HostsDocument() if self.source is None else self.source.document())
 
     @route("POST", "/api/hosts/<host>/drain", answer=HostsDocument)

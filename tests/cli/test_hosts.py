@@ -9,8 +9,10 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.cli.hosts import refuse_public
+from llamaswap.cli.hosts import refuse_public, without_token
 from llamaswap.cluster.ray_node import is_public
+from tests.cli.doubles import Server
+from tests.cli.doubles import invoke as invoke_with
 from tests.cli.test_command_group import invoke
 
 
@@ -67,6 +69,22 @@ class JoinTests(SynchronousTestCase):
             self.assertEqual(done.exit_code, 1, words)
             self.assertIn(reason, done.output)
 
+    def test_token_is_not_among_the_words_that_other_users_can_read(self) -> None:
+        for given in (["--token", "secret"], ["--token=secret"]):
+            words = ["python", "-m", "llamaswap", "hosts", "join", *given, "10.0.0.5", "--name", "a"]
+            kept = ["python", "-m", "llamaswap", "hosts", "join", "10.0.0.5", "--name", "a"]
+            self.assertEqual(without_token(words), kept)
+
     def test_leave_without_a_join_says_so(self) -> None:
         done = invoke(["hosts", "leave", "--state", self.mktemp()])
         self.assertIn("no `llamaswap hosts join` runs here", done.output)
+
+
+class ListTests(SynchronousTestCase):
+    def test_hosts_are_listed_with_what_they_lack(self) -> None:
+        host = {"host": "nas", "online": False, "problem": "its node died", "seen_seconds": 75.0, "models": []}
+        document = {"hosts": [host], "problem": "", "missed": [], "findings": ["nas lacks a.gguf (needed by a)"]}
+        done = invoke_with(["hosts", "list"], Server().on("GET /api/hosts", document))
+        self.assertEqual(done.exit_code, 0)
+        for text in ("offline: its node died", "nas lacks a.gguf (needed by a)"):
+            self.assertIn(text, done.output)

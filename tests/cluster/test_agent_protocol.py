@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from attrs import asdict
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cluster.agent_protocol import EngineState, HostState, Malformed, agent_config, state_document, state_of
@@ -36,7 +37,12 @@ class StateTests(SynchronousTestCase):
         for wrong in (
             b"[]",
             b"{",
+            b"[" * 100_000,
             json.dumps({**good, "number": "x"}).encode(),
+            json.dumps({**good, "number": 1e999}).encode(),
+            json.dumps({**good, "incarnation": "\ud800"}).encode(),
+            json.dumps({**good, "engines": {"a": {**asdict(STATE.engines["a"]), "up": float("nan")}}}).encode(),
+            json.dumps({**good, "ledger": {**good["ledger"], "hold": float("inf")}}).encode(),
             json.dumps({**good, "engines": {"a": engine}}).encode(),
             json.dumps({**good, "names": {str(number): "" for number in range(65)}}).encode(),
         ):

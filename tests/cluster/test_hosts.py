@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from attrs import Factory, define, evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectionRefusedError
 from twisted.internet.error import TimeoutError as NoAnswer
 from twisted.internet.task import Clock
@@ -19,6 +19,7 @@ from llamaswap.cluster.ray_node import ClusterFolder
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.hosts import Hosts
 from llamaswap.config.steps import StepRequest
+from llamaswap.errors import HostRefused
 from llamaswap.http_client import HttpResponse
 from llamaswap.scheduling.hosts import HostFacts
 from tests.cluster.test_agent_protocol import STATE
@@ -31,6 +32,7 @@ class FakeRay:
     nodes: list[dict[str, object]] = Factory(list)
     connected: bool = True
     problem: str = ""
+    hung: bool = False
     asked: list[tuple[str, dict[str, object]]] = Factory(list)
 
     def open(self) -> None:
@@ -42,7 +44,8 @@ class FakeRay:
     def call(self, command: type, *, limit: float = 1.0, **given: object) -> Deferred[object]:
         self.asked.append((command.__name__, given))
         done: Deferred[object] = Deferred()
-        done.callback({"nodes": self.nodes, "names": ["a#5.1", "b#4.9"]})
+        if not self.hung:
+            done.callback({"nodes": self.nodes, "names": ["a#5.1", "b#4.9"]})
         return done
 
 
@@ -185,3 +188,69 @@ class HostManagerTests(SynchronousTestCase):
         self.assertRaises(KeyError, world.manager.drain, "other", True)
         later = World(world.folder).joined()
         self.assertTrue(later.published[-1]["nas"].drained)
+
+    def test_host_whose_answer_breaks_something_is_offline_and_asked_again(self) -> None:
+        for body in (b"[" * 100_000, b'{"number": 1e999}', json.dumps({**state_document(STATE), "number": 1e999})):
+            world = self.scene().joined()
+            world.clock.advance(0.1)
+            asked = len(world.asked)
+            world.asked[-1][1].callback(HttpResponse(200, body if isinstance(body, bytes) else body.encode()))
+            self.assertFalse(world.online())
+            world.clock.advance(1.0)
+            self.assertGreater(len(world.asked), asked)
+
+    def test_host_is_asked_again_after_an_error_of_what_hears_its_state(self) -> None:
+        world = self.scene().joined()
+        world.clock.advance(0.1)
+        world.seen = None  # type: ignore[assignment]  # `host_seen` fails
+        world.answer(number=8)
+        self.assertFalse(world.online())
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+        world.seen = []
+        world.clock.advance(0.5)
+        world.answer(number=9)
+        self.assertTrue(world.online())
+
+    def test_cancelled_request_to_an_agent_is_not_a_host_that_is_away(self) -> None:
+        world = self.scene().joined()
+        telling = Deferred.fromCoroutine(world.manager.tell("nas", "a", "start", {}))
+        telling.cancel()
+        self.failureResultOf(telling, CancelledError)
+
+    def test_nodes_are_not_listed_again_while_ray_does_not_answer(self) -> None:
+        world = self.scene().joined()
+        world.ray.hung = True
+        before = len(world.ray.asked)
+        world.clock.pump([1.0] * 10)
+        self.assertEqual([name for name, _ in world.ray.asked[before:]].count("ListNodes"), 1)
+
+    def test_host_whose_node_is_dead_stays_offline_although_its_agent_still_answers(self) -> None:
+        world = self.scene().joined()
+        world.clock.advance(0.1)
+        world.ray.nodes[0]["alive"] = False
+        world.clock.advance(1.0)
+        world.clock.advance(0.5)
+        world.answer(number=8)
+        self.assertFalse(world.online())
+        world.ray.nodes[0]["alive"] = True
+        world.clock.advance(1.0)
+        world.answer(number=9)
+        self.assertTrue(world.online())
+
+    def test_host_that_was_away_for_a_day_is_forgotten(self) -> None:
+        world = self.scene().joined()
+        world.ray.nodes[0]["alive"] = False
+        world.clock.advance(1.0)
+        self.assertIn("nas", world.published[-1])
+        world.clock.advance(24 * 3600.0)
+        world.clock.advance(1.0)
+        self.assertEqual((list(world.published[-1]), list(world.manager.hosts)), ([""], []))
+        self.assertEqual(ClusterFolder(world.folder).document("known.json"), {})
+
+    def test_refusal_of_an_agent_has_a_bound_and_the_token_is_not_printed(self) -> None:
+        world = self.scene().joined()
+        telling = Deferred.fromCoroutine(world.manager.tell("nas", "a", "start", {}))
+        world.asked[-1][1].callback(HttpResponse(422, json.dumps({"error": "x" * 100_000}).encode()))
+        self.assertLess(len(str(self.failureResultOf(telling, HostRefused).value)), 5000)
+        world.manager.token = "sesame"
+        self.assertNotIn("sesame", repr(world.manager))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attrs import Factory, define, evolve
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -32,6 +33,8 @@ class FakeHosts:
     told: list[tuple[str, str]] = Factory(list)
     kept: list[str] = Factory(list)
     unable: list[str] = Factory(list)
+    pending: list[Deferred[None]] = Factory(list)
+    slow: bool = False
 
     def is_online(self, host: str) -> bool:
         return self.online
@@ -41,6 +44,9 @@ class FakeHosts:
 
     async def tell(self, host: str, model: str, what: str, document: Mapping[str, object]) -> None:
         self.told.append((host, what))
+        if self.slow and what == "start":
+            self.pending.append(Deferred())
+            await self.pending[-1]
         if self.refusal is not None:
             raise self.refusal
 
@@ -165,3 +171,26 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.server.stop()
         self.clock.advance(0.0)
         self.assertIsInstance(found[0], ModelUnloaded)
+
+    def test_stop_during_the_request_to_start_waits_until_the_host_has_no_server(self) -> None:
+        self.hosts.slow = True
+        found = self.begin()
+        stopped = self.server.stop()
+        self.clock.advance(0.0)
+        self.assertNoResult(stopped)
+        self.assertIsInstance(found[0], ModelUnloaded)
+        self.assertEqual((self.events, self.hosts.told[-1]), (["starting", "stopping"], ("nas", "stop")))
+        self.server.heard(None)
+        self.clock.advance(0.0)
+        self.successResultOf(stopped)
+
+    def test_start_that_failed_does_not_disturb_the_next_one(self) -> None:
+        self.hosts.slow = True
+        self.begin()
+        self.server.heard(evolve(READY, state="stopped", error="crashed"))
+        self.clock.advance(0.0)
+        self.assertEqual(self.server.state, "stopped")
+        self.begin()
+        if not self.hosts.pending[0].called:
+            self.hosts.pending[0].errback(HostAway("silent"))
+        self.assertEqual(self.server.state, "starting")

@@ -1,7 +1,7 @@
 """The keys of hosts: other machines, and where models may run."""
 
 from llamaswap.config.diff import diff
-from llamaswap.config.schema.hosts import Hosts, Place
+from llamaswap.config.schema.hosts import Hosts, Place, restart_needed
 from tests.config.loading import LoadCase, owl
 
 HOSTS = "hosts: {}\n"
@@ -28,6 +28,16 @@ class HostsTests(LoadCase):
         text = owl("cmd: x, px")
         found = diff(self.ok(text), self.ok(HOSTS + text))
         self.assertEqual((found.settings, found.restarted, found.retuned), ({"hosts"}, (), ()))
+
+    def test_added_or_removed_hosts_need_a_restart(self):
+        for old, new, word in (
+            (None, Hosts(), "added"),
+            (Hosts(), None, "removed"),
+            (Hosts(), Hosts(state="/x"), "state"),
+        ):
+            self.assertIn(word, restart_needed(old, new))
+            self.assertIn("restart llamaswap", restart_needed(old, new))
+        self.assertEqual(restart_needed(Hosts(), Hosts(unseen=20.0)), "")
 
 
 class PlaceTests(LoadCase):

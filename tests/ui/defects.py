@@ -347,6 +347,19 @@ class MockDefects(harness.MockCase):
         page.locator("li", has_text="lab/llama-405b").locator(".chip", has_text="reachable").wait_for()
         page.locator("li", has_text="attic/tiny").locator(".chip", has_text="not reachable").wait_for()
 
+    def test_hosts_are_on_the_overview_where_there_are_some(self) -> None:
+        page = self.page()
+        self.live(page)
+        page.get_by_role("heading", name="Loaded now").wait_for()
+        self.assertEqual(page.get_by_role("heading", name="Hosts").count(), 0)
+        self.world.hosts = mock.HOSTS
+        page.reload()
+        page.locator("[data-host=gpu-box]", has_text="GPU0 24.0 GiB").get_by_text("gpt-oss-120b").wait_for()
+        page.locator("[data-host=gpu-box]", has_text="answered 1.5 s ago").wait_for()
+        page.locator("[data-host=nas]", has_text="offline").get_by_text("its node died").wait_for()
+        page.get_by_text("gpu-box lacks /models/big.gguf (needed by glm-4.5-air)").wait_for()
+        self.assertEqual(page.faults, [])
+
     def test_replica_is_shown_with_its_model_while_it_is_loaded(self) -> None:
         self.world.replicas = {"qwen3-coder-30b": "gpt-oss-120b", "whisper-large-v3": "gpt-oss-120b"}
         page = self.page("models")

@@ -120,6 +120,29 @@ MEMORY = {
 }  # fmt: skip
 
 
+def host(name: str, online: bool, **more: object) -> dict[str, object]:
+    """A host of /api/hosts."""
+    return {
+        "host": name, "address": "10.0.0.7:6400", "online": online, "drained": False, "problem": "",
+        "seen_seconds": 1.5, "labels": {}, "devices": [], "models": [], **more,
+    }  # fmt: skip
+
+
+HOSTS = {
+    "hosts": [
+        host("here", True, address="", seen_seconds=None),
+        host("gpu-box", True, models=["gpt-oss-120b"], devices=[
+            {"device": "gpu0", "name": "NVIDIA RTX 4090", "total_mib": 24576, "foreign_mib": 0},
+            {"device": "ram", "name": "", "total_mib": 65536, "foreign_mib": 4096},
+        ]),
+        host("nas", False, problem="its node died", seen_seconds=75.0),
+    ],
+    "problem": "",
+    "missed": [],
+    "findings": ["gpu-box lacks /models/big.gguf (needed by glm-4.5-air)"],
+}  # fmt: skip
+
+
 def stamp(seconds: float) -> str:
     """RFC 3339 with a fraction."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
@@ -142,6 +165,7 @@ class World:
         self.pace = 0.01  # seconds between the pieces of an answer
         self.config = CONFIG
         self.memory: dict[str, object] = {"mode": "off", "devices": [], "needs": {}, "advice": []}
+        self.hosts: dict[str, object] = {"hosts": [], "problem": "", "missed": [], "findings": []}
         self.offline = False
         self.downloads: list[dict[str, Any]] = []
         self.replicas: dict[str, str] = {}
@@ -564,6 +588,8 @@ class Handler(BaseHTTPRequestHandler):
             self.json(world.performance(first("after")))
         elif path == "/api/memory":
             self.json(world.memory)
+        elif path == "/api/hosts":
+            self.json(world.hosts)
         elif path == "/api/keys":
             self.json({"keys": [key("child", used=150_000), key("phone", budget_tokens=0, rpm=0)], "unnamed": 1})
         elif path == "/api/usage":

@@ -67,6 +67,16 @@ def check_place(place: Place, path: str, hosts: Hosts | None, runs_elsewhere: bo
         report.error(f"{path} names a host twice", path, hint="name each host once, the preferred one first")
 
 
+def restart_needed(old: Hosts | None, new: Hosts | None) -> str:
+    """Why a running llamaswap cannot use the new settings; "" if it can."""
+    if (old is None) != (new is None):
+        change = "added" if old is None else "removed"
+        return f"`hosts` was {change}, which a reload cannot do: restart llamaswap to use the new configuration"
+    if old is not None and new is not None and old.state != new.state:
+        return "hosts.state was changed, which a reload cannot do: restart llamaswap to use the new configuration"
+    return ""
+
+
 def check_hosts(hosts: Hosts | None, report: Diagnostics) -> None:
     """Report settings of the hosts that cannot be used."""
     if hosts is None:

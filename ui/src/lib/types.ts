@@ -180,6 +180,25 @@ export interface MemoryDevice {
   models: { model: string; mib: number; source: string; squeezed: boolean }[];
 }
 
+export interface Host {
+  host: string;
+  address: string;
+  online: boolean;
+  drained: boolean;
+  problem: string;
+  seen_seconds: number | null;
+  devices: { device: string; name: string; total_mib: number; foreign_mib: number }[];
+  models: string[];
+}
+
+/** The hosts; none where the configuration has no `hosts`. */
+export interface HostList {
+  hosts: Host[];
+  problem: string;
+  missed: string[];
+  findings: string[];
+}
+
 export interface Memory {
   mode: string;
   devices: MemoryDevice[];

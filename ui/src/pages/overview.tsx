@@ -18,7 +18,7 @@ import { activityRevision, inflight, loadedModels, localModels, modelDetail, mod
 import { Sparkline } from "../lib/chart";
 import { Bar, Btn, Empty, IconButton, Panel, Segmented, StateChip } from "../lib/widgets";
 import { Timeline } from "../lib/timeline";
-import type { ActivityPage, GpuSample, MemoryDevice, ModelDetail, ModelStatus, Swap } from "../lib/types";
+import type { ActivityPage, GpuSample, HostList, MemoryDevice, ModelDetail, ModelStatus, Swap } from "../lib/types";
 
 const details = new Map<string, { at: number; detail: ModelDetail }>();
 
@@ -381,6 +381,20 @@ function First() {
   return Part ? <Part /> : null;
 }
 
+/** The panel is fetched only where the server has hosts. */
+function Hosts() {
+  const part = useSignal<{ Part: ComponentType<{ first: HostList }>; first: HostList } | null>(null);
+  const online = status.value.state === "open";
+  useEffect(() => {
+    if (!online || part.peek()) return;
+    maybe<HostList>("/api/hosts").then(async (first) => {
+      if (first?.hosts.length) part.value = { Part: (await import("../lib/hosts")).HostsPanel, first };
+    }).catch(() => undefined);
+  }, [online]);
+  const found = part.value;
+  return found && <found.Part first={found.first} />;
+}
+
 export function Overview() {
   usePerformance();
   useMemory();
@@ -425,6 +439,7 @@ export function Overview() {
         <div class="col">
           <Attention notices={notices} />
           <Machine />
+          <Hosts />
         </div>
       </div>
       <Timeline known={models.value.length > 0} />
