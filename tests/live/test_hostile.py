@@ -142,6 +142,7 @@ class HostileCase(SynchronousTestCase):
     @contextmanager
     def harmless(self, product, memory=64, **innocent):
         """Whatever happens inside: others are served, memory stays, the process is the same."""
+        product.ask("/wol-health")  # the first one waits until the admin site is loaded
         with Watch(product, **innocent) as watch:
             time.sleep(0.1)
             yield watch
