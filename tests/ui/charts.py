@@ -132,6 +132,7 @@ class Phases(harness.MockCase):
             page = self.page("requests?open=420", width=width, theme=theme, bypass_csp=True)
             self.live(page)
             waterfall = page.locator("section", has_text="Where the time went").locator("table.waterfall")
+            waterfall.locator("tbody th").nth(3).wait_for()
             names = waterfall.locator("tbody th").all_inner_texts()
             self.assertEqual(names, ["Waited for its turn", "Loaded the model", "Read the prompt", "Generated"])
             page.get_by_text(re.compile("Most of the time its model was being loaded: .* of ")).wait_for()
