@@ -70,7 +70,7 @@ def refuse_public(address: str, allowed: bool) -> None:
     """Raise a usage error for an address that may be reached from the internet."""
     if not allowed and is_public(address):
         raise click.ClickException(
-            f"{address} is not a private address: whoever has the token may run programs on all hosts, and the token "
+            f"{address} is not a private address: anyone with the token can run programs on all hosts, and the token "
             "does not encrypt what is sent. Use the address of a private network, such as WireGuard's; --public allows "
             "this one"
         )

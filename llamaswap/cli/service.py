@@ -74,7 +74,7 @@ def missing_for_user(environ: Mapping[str, str], linger: Path = LINGER, name: st
     found = []
     if not environ.get("XDG_RUNTIME_DIR"):
         found.append(
-            "there is no login session for systemctl --user (XDG_RUNTIME_DIR is not set): log in as this user, by "
+            "systemctl --user needs a login session, and XDG_RUNTIME_DIR is not set: log in as this user, by "
             f"ssh or with machinectl shell {name}@, instead of su or sudo"
         )
     if not (linger / name).exists():

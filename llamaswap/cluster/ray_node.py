@@ -57,7 +57,7 @@ class ClusterFolder:
 
     @property
     def token_file(self) -> Path:
-        """The token: whoever has it may run programs on all hosts."""
+        """The token. Anyone who has it can run programs on all hosts."""
         return self.path / "token"
 
     def prepare(self) -> None:

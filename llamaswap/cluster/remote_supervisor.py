@@ -300,7 +300,7 @@ class RemoteSupervisor:
             self._stop_again = self.clock.callLater(STOP_RETRY, self._tell_stop)
 
     def _ended(self) -> None:
-        """There is no process any more."""
+        """The process has ended."""
         if self._stop_again is not None:
             self._stop_again.cancel()
             self._stop_again = None

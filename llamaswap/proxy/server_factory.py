@@ -91,7 +91,7 @@ class ProxyServerFactory(Factory):
             self.site.doStop()
 
     def need_site(self, connection: ClientConnection) -> None:
-        """Load the site; then the connection is told so, or closed if that failed."""
+        """Load the site, then pass the request of this connection to it; close the connection if loading fails."""
         self._waiting_for_site.append(connection)
         self.prepare_site()
 

@@ -205,7 +205,7 @@ class Swaps:
         return wanted if self.maximum_grace is None else min(wanted, self.maximum_grace)
 
     def _left(self, managed: ManagedModel) -> None:
-        """Record that a server has no process any more, or is suspended."""
+        """Record that the process of a server has ended, or that it is suspended."""
         model = managed.config.id
         try:
             self._memory.stopped(model)

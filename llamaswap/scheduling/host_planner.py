@@ -64,8 +64,8 @@ def fit_on(state: SchedulerState, model: str, host: str, now: float) -> Fit:
 def best_fits(state: SchedulerState, model: str, hosts: Sequence[str], now: float) -> Iterator[Fit]:
     """The model on each of these hosts, which are in the order of preference: the cheapest one first.
 
-    Of hosts that cost the same, one where less has to leave is preferred. A host is looked at closely only when what it
-    costs at least is no more than what the others cost.
+    Of hosts that cost the same, one where less has to leave is preferred. A host is looked at closely only if the least
+    it can cost does not exceed what the others cost.
     """
     found: list[tuple[int, float, int, int, Fit | None]] = []
     others: list[tuple[int, HostRoom, MemoryNeed | None, Shapes]] = []

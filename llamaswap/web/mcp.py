@@ -129,7 +129,7 @@ class McpEndpoints:
     logs: LogRegistry
     build: Build
 
-    @route("POST", "/mcp", scope="any", body=RpcRequest, answer=RpcResponse)
+    @route("POST", "/mcp", scope="any", body=RpcRequest, answer=RpcResponse, error=RpcResponse, may_be_empty=True)
     async def serve(self, call: AdminRequest) -> Response:
         """Tools for agents, by the Model Context Protocol: what runs and why, load, unload, pin; logs and usage."""
         number: object = None

@@ -97,18 +97,21 @@ class Schemas:
             schema: JsonObject = {"type": query.kind}
             kind = {"type": "array", "items": schema} if query.repeatable else schema
             parameters.append({"name": query.name, "in": "query", "schema": kind, "description": query.about})
+        responses: JsonObject = {
+            str(route.status): self._response(route),
+            "default": {
+                "description": "What went wrong",
+                "content": {"application/json": {"schema": self._errors(route)}},
+            },
+        }
+        if route.may_be_empty:
+            responses["202"] = {"description": "Accepted; there is no document"}
         operation: JsonObject = {
             "operationId": _identity(method, route.rule),
             "summary": route.summary,
             "tags": [route.tag],
             "parameters": parameters,
-            "responses": {
-                str(route.status): self._response(route),
-                "default": {
-                    "description": "What went wrong",
-                    "content": {"application/json": {"schema": self.schema(_error_of(route))}},
-                },
-            },
+            "responses": responses,
         }
         if route.body is not None and method in ("POST", "PUT", "PATCH"):
             content = {route.body_type: {"schema": self.schema(route.body)}}
@@ -116,6 +119,10 @@ class Schemas:
         if route.key == "not needed":
             operation["security"] = []
         return operation
+
+    def _errors(self, route: Route) -> JsonObject:
+        usual = self.schema(OllamaError if speaks_ollama(route.rule) else Error)
+        return usual if route.error is None else {"anyOf": [usual, self.schema(route.error)]}
 
     def _response(self, route: Route) -> JsonObject:
         if route.status // 100 == 3:
@@ -158,10 +165,6 @@ def document(routes: Iterable[Route], version: str) -> JsonObject:
         },
         "security": [{}, {"bearer": []}, {"basic": []}, {"header": []}],
     }
-
-
-def _error_of(route: Route) -> type[AttrsInstance]:
-    return OllamaError if speaks_ollama(route.rule) else Error
 
 
 def _about(converter: str | None) -> str:

@@ -53,7 +53,8 @@ class Route:
     `cross_origin`: any page may read the response, even without a key.
 
     `content` is the media type of the response, and `answer` the type of its document; `body_type` and `body` say the
-    same of the request's body.
+    same of the request's body. `error` is a further type of its errors, beside those of the API; `may_be_empty`: it may
+    answer 202 without a document.
     """
 
     methods: tuple[str, ...] = field(converter=_method_names)
@@ -70,6 +71,8 @@ class Route:
     body: object = None
     body_type: str = "application/json"
     status: int = 200
+    error: object = None
+    may_be_empty: bool = False
     tag: str = field(init=False)
     handler: Handler = field(init=False)
 

@@ -68,7 +68,13 @@ class NoticeSink(SinkWrapper):
     def finish(self) -> None:
         """The response is complete."""
         if self._error or (self._error is not None and self._status >= 300):
-            self.sink.write(self._last(bytes(self._error)))
+            last = self._last(bytes(self._error))
+            if not (self.ollama or last.endswith(DONE)):
+                # These streams have no mark of their end, so one that fails must not end as if it were complete.
+                self.sink.write_final(last, b"")
+                self.sink.abort()
+                return
+            self.sink.write(last)
         elif self._is_event:
             self.sink.write(b"\n\n" + DONE)
         self.sink.finish()

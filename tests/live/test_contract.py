@@ -10,9 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.live.product import Product
 from tests.live.test_service import config
 
-# Answers without an end, other people's servers, what is answered 501 because it cannot be done here, and JSON-RPC,
-# which has errors and empty answers of its own.
-APART = "^/(upstream|comfyui|logs/stream|api/events|api/push|api/blobs|mcp)"
+# Answers without an end, other people's servers, and what is answered 501 because it cannot be done here.
+APART = "^/(upstream|comfyui|logs/stream|api/events|api/push|api/blobs)"
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 PARAMETERS = '[parameters]\n"path.model" = "one"\n"query.model" = "one"\n'
 

@@ -123,11 +123,11 @@ class NoticeTests(WaitingTestCase):
 
 
 class ErrorAfterNoticesTests(WaitingTestCase):
-    def after(self, path, error):
+    def after(self, path, error, ending="finished"):
         asked = self.stream(path)
         self.stage.clock.advance(2)
         self.pending.settle(error)
-        self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
+        self.assertEqual((asked.sink.status, asked.sink.ending), (200, ending))
         return asked.sink.body.partition(b"\n\n" if path != MESSAGES else b"}}\n\n")[2]
 
     def test_an_error_of_the_wait_is_the_last_event_with_its_code(self):
@@ -137,14 +137,14 @@ class ErrorAfterNoticesTests(WaitingTestCase):
         self.assertEqual(rest, b"data: [DONE]\n\n")
         self.assertEqual(self.stage.witness.heads[0][0], 503)
 
-    def test_anthropics_clients_get_an_error_event(self):
-        body = self.after(MESSAGES, StartFailed("beta", "upstream command exited prematurely"))
+    def test_anthropics_clients_get_an_error_event_and_no_end_that_looks_whole(self):
+        body = self.after(MESSAGES, StartFailed("beta", "upstream command exited prematurely"), "aborted")
         name, data = body.rstrip().split(b"\n")
         self.assertEqual((name, json.loads(data[6:])["type"]), (b"event: error", "error"))
         self.assertIn(b"exited prematurely", data)
 
     def test_the_responses_api_gets_its_flat_error_event(self):
-        body = self.after(RESPONSES, WaitedTooLong("beta", 60.0))
+        body = self.after(RESPONSES, WaitedTooLong("beta", 60.0), "aborted")
         self.assertEqual(json.loads(body.split(b"\n")[1][6:])["code"], "queue_timeout")
 
     def test_an_error_of_the_server_becomes_the_last_event(self):
