@@ -3,7 +3,7 @@ import { useSignal } from "@preact/signals";
 import type { ComponentType } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { switchProfile, switching } from "./lib/actions";
-import { type ApiError, get, keyNeeded } from "./lib/api";
+import { type ApiError, askForKey, declineKey, get, keyNeeded } from "./lib/api";
 import { clockTime, seconds } from "./lib/format";
 import { Icon } from "./lib/icons";
 import { KeyForm } from "./lib/keyform";
@@ -134,7 +134,7 @@ function Banner() {
 
 function KeyPrompt() {
   return (
-    <Dialog title="This server asks for a key" class="narrow" onClose={() => (keyNeeded.value = false)}><KeyForm /></Dialog>
+    <Dialog title="This server asks for a key" class="narrow" onClose={declineKey}><KeyForm /></Dialog>
   );
 }
 
@@ -197,7 +197,7 @@ export function App() {
     // The first call finds out whether a key is needed; the stream starts once that is known.
     get("/api/version").then(start, (error: ApiError) => {
       if (error.status !== 401 && error.status !== 403) return start();
-      keyNeeded.value = true; // also the key that the browser remembers may not see the page
+      askForKey(); // also the key that the browser remembers may not see the page
       status.value = { ...status.peek(), state: "auth" };
     });
     return () => {

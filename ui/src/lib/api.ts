@@ -11,6 +11,19 @@ export class ApiError extends Error {
 /** The server asked for a key and ours (if any) was refused. */
 export const keyNeeded = signal(false);
 
+let declined = false; // whether the question was closed since the key was last changed
+
+/** The server refused a request: ask for a key, unless the person has just closed that question. */
+export function askForKey(): void {
+  if (!declined) keyNeeded.value = true;
+}
+
+/** The person has closed the question. */
+export function declineKey(): void {
+  declined = true;
+  keyNeeded.value = false;
+}
+
 // "omit" keeps the browser's own password box away. It changes only where something in front of the server
 // turns out to need cookies.
 let credentials: RequestCredentials = "omit";
@@ -24,6 +37,7 @@ export function apiKey(): string {
 }
 
 export function setApiKey(key: string, remember: boolean): void {
+  declined = false;
   try {
     sessionStorage.removeItem("llamaswap.key");
     localStorage.removeItem("llamaswap.key");
@@ -81,7 +95,7 @@ export async function request(path: string, init: RequestInit = {}): Promise<Res
       credentials = "same-origin";
       return request(path, init);
     }
-    keyNeeded.value = true;
+    askForKey();
   }
   return response;
 }

@@ -1,7 +1,7 @@
 // The page's end of the event stream: joins the SharedWorker's hub (or runs one itself), hands out events once
 // per animation frame, and keeps the clock that every ticking figure on screen reads.
 import { effect, signal } from "@preact/signals";
-import { apiKey, keyNeeded } from "./api";
+import { apiKey, askForKey } from "./api";
 import { type FromHub, Hub, type HubEvent, type HubStatus, type ToHub } from "./hub";
 import { prefix } from "./router";
 
@@ -47,7 +47,7 @@ function receive(message: FromHub): void {
       opened = true;
     } else if (message.status.state === "down") opened = true;
     status.value = message.status;
-    if (message.status.state === "auth") keyNeeded.value = true;
+    if (message.status.state === "auth") askForKey();
     return;
   }
   queue.push(...message.events);

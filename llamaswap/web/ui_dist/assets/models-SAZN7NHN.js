@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-SL77C2GN.js";import"./chunk-O5UTAKPH.js";import"./chunk-4PMMR3V5.js";import"./chunk-JIX45NBO.js";import"./chunk-KC65QLMS.js";import"./chunk-RVGNXR2J.js";import"./chunk-5ZDZVUUE.js";import"./chunk-6NQICORH.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

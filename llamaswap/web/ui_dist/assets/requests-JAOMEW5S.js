@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-RUHRRLMX.js";import"./chunk-67IQUVMY.js";import"./chunk-6DSR4GVX.js";import"./chunk-O5UTAKPH.js";import"./chunk-4PMMR3V5.js";import"./chunk-JUATXK76.js";import"./chunk-5ZDZVUUE.js";import"./chunk-6NQICORH.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
