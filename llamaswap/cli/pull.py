@@ -24,12 +24,12 @@ from llamaswap.cli.context import CliContext, local
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.cli.hf_download import fetch
 from llamaswap.discover.config_writer import FoundModel, gguf_models, is_projector, model_entry, model_name, quant_of
+from llamaswap.memory.llama_files import DEFAULT_QUANTS
 
 PROGRESS_INTERVAL = 0.5
 OFFLINE_TIMEOUT = 5.0  # seconds for a connection to the hub
 LIST_TIMEOUT = 30.0  # seconds for the list of a repository's files
 HUB_ADDRESS = re.compile(r"^(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
-DEFAULT_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")  # the first one that the repository has, if none is named
 
 
 class NoSuchQuant(Exception):
@@ -80,7 +80,7 @@ def choose(names: Sequence[str], quant: str = "") -> list[str]:
         if not wanted:
             raise NoSuchQuant(f"no {quant}; available: {', '.join(filter(None, quants)) or ', '.join(models)}")
     else:
-        first = next((default for default in DEFAULT_QUANTS if default in quants), quants[0] if quants else "")
+        first = next((one for one in map(str.upper, DEFAULT_QUANTS) if one in quants), quants[0] if quants else "")
         wanted = [name for name in models if quant_of(name) == first]
     by_size = sorted(projectors, key=lambda name: (quant_of(name) != "F16", name))
     return wanted + by_size[:1]

@@ -89,8 +89,7 @@ class Chats(harness.MockCase):
         harness.until(lambda: self.at_end(page))
         self.say(page, "three")
         page.locator(".md-code").nth(1).wait_for()
-        page.wait_for_timeout(400)
-        self.assertTrue(self.at_end(page))
+        harness.until(lambda: self.at_end(page))
         page.unroute("**/v1/chat/completions")
         self.world.pace = 0.5
         self.say(page, "four")
@@ -338,7 +337,6 @@ class Chats(harness.MockCase):
         self.say(page, "weather in Lima?")
         page.locator(".bubble.assistant").nth(9).wait_for()
         page.get_by_role("button", name="Run weather").wait_for()
-        page.wait_for_timeout(500)
         self.assertEqual(len(bodies), 10)
         self.assertEqual(len([one for one in messages if one["method"] == "tools/call"]), 9)
 
