@@ -194,10 +194,10 @@ class JobFollower:
     # -- what an observer sees -----------------------------------------------------------------------------
 
     def granted(self) -> None:
-        """Nothing is known yet."""
+        """A server was reserved, which says nothing about the job."""
 
     def retargeted(self) -> None:
-        """Nothing is known yet."""
+        """Another server will be asked, which says nothing about the job."""
 
     def head(self, status: int, headers: ResponseHeaders) -> None:
         """The response's status."""

@@ -28,7 +28,7 @@ NOTICE_INTERVAL = 1.0  # seconds between two notices
 UNCHANGED_INTERVAL = 5  # so many of these pass before the same facts are sent again
 ERROR_LIMIT = 64 << 10  # bytes of an error response that are read for its message
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # white space in JSON, but the end of a field in a stream of events
-UNKNOWN_RETRY = 5  # seconds after which to ask again if nobody knows how long the model takes to load
+UNKNOWN_RETRY = 5  # seconds after which to ask again if it is not known how long the model takes to load
 
 
 @define(eq=False)

@@ -121,7 +121,7 @@ class JsonBody:
         return None
 
     def seconds(self, key: str) -> float | None:
-        """A top-level member that is a number of seconds (infinity: for ever); None if it is absent or anything else."""
+        """A top-level member that is a number of seconds, infinity for ever; None if it is absent or anything else."""
         raw = self._short(key)
         try:
             seconds = float(raw) if raw is not None and raw[:1].isdigit() else -1.0
