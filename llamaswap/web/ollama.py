@@ -18,6 +18,7 @@ from llamaswap.web.admin_request import TEXT, AdminRequest, JsonObject, Response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.listing import ListingEndpoints, ModelRecord
 from llamaswap.web.memory_api import MemorySource
+from llamaswap.web.model_list import quant_of
 from llamaswap.web.ollama_sink import timestamp
 from llamaswap.web.route import Route, RouteTable
 from llamaswap.wire.ollama import DEFAULT_TAG
@@ -27,7 +28,6 @@ NEVER = "2318-01-01T00:00:00.000000+00:00"  # when a model expires that is never
 RUNNING = Response(200, b"Ollama is running", TEXT)  # what clients look for at /
 
 _PARAMETERS = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?(?:x\d+)?[bBmM])(?![A-Za-z0-9])")
-_QUANT = re.compile(r"(?i)(?:^|[-._/:])((?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*|FP8|AWQ|GPTQ))(?=[-./\s]|$)")
 _FAMILY = re.compile(r"[A-Za-z]+\d*")
 _EMBEDDER = re.compile(r"(?i)embed|(^|[-_/])(bge|gte|e5|minilm)[-_]")
 _UNSUPPORTED = "this server cannot do that: {}"
@@ -267,14 +267,14 @@ class OllamaEndpoints:
 def model_details(name: str, model: Model | None) -> ModelDetails:
     """What is known from a model's name and its command."""
     text = f"{name} {model.cmd if model is not None else ''}"
-    parameters, quant = _PARAMETERS.search(text), _QUANT.search(text)
+    parameters = _PARAMETERS.search(text)
     family = _family(name)
     return ModelDetails(
         "gguf" if ".gguf" in text or "GGUF" in text else "",
         family,
         [family],
         parameters[1].upper() if parameters is not None else "",
-        quant[1].upper() if quant is not None else "",
+        quant_of((text,)) or "",
     )
 
 
