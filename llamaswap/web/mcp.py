@@ -277,8 +277,8 @@ def _message(call: AdminRequest) -> JsonObject:
         raise RpcError(PARSE_ERROR, f"the body is not JSON: {error}")
     if not isinstance(message, dict) or not isinstance(message.get("method", ""), str):
         raise RpcError(BAD_REQUEST, "the body must be one message of JSON-RPC 2.0; batches are not supported")
-    if not isinstance(message.get("id"), (str, int, float, type(None))):
-        raise RpcError(BAD_REQUEST, "the id of a message must be a text or a number")
+    if type(message.get("id")) not in (str, int, type(None)):
+        raise RpcError(BAD_REQUEST, "the id of a message must be a text or an integer")
     return message
 
 
