@@ -21,8 +21,10 @@ from llamaswap.web.auth import refuse_cross_site
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.head_facts import Authenticate, HeadFacts, facts_of
-from llamaswap.web.jobs import JOB_PATHS, LONGEST_ID, JobDirectory, JobFollower, JobPath, job_path, readable
+from llamaswap.web.job_list import OwnJobs
+from llamaswap.web.jobs import JOB_PATHS, LONGEST_ID, Job, JobDirectory, JobFollower, JobPath, job_path, readable
 from llamaswap.web.jobs import RESPONSES as RESPONSE_JOB
+from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.ollama_requests import OLLAMA_ROUTES, OllamaRequests
 from llamaswap.web.ollama_sink import plain_head
 from llamaswap.web.proxy_handler import ProxyHandler
@@ -213,20 +215,29 @@ class Inference:
             if kept is not None:
                 send_response(exchange, 200, JSON_TYPE, kept)
                 return None
-        job = self.jobs.find(owner, path.kind, path.id)
+        job = self._job(facts.access, path.kind, path.id, found_by_model=bool(content.model))
         content.job = JobFollower(self.jobs, owner, path, head.method, job)
-        if job is None and path.kind == "batches" and content.json is not None and not content.model:
-            job = self.jobs.find(owner, "files", content.json.scalar("input_file_id"))  # where its file is
+        if path.kind == "batches" and content.json is not None:
+            of_file = self._job(facts.access, "files", content.json.scalar("input_file_id"), found_by_model=True)
+            job = job or (None if content.model else of_file)  # where its file is
         if job is None:
-            if path.id and (not content.model or self.jobs.is_of_any_key(path.kind, path.id)):
-                what = f"{path.kind} with id '{path.id[:LONGEST_ID]}' not found"
-                raise HttpError(404, f"{what}; to ask a server for it, name its model as ?model=NAME")
+            if head.method == b"GET" and not path.id and not facts.access.sees_all_jobs:
+                OwnJobs.install(exchange, facts, content.job)
             return await self._for_content(exchange, facts, content)
         target = job.target(config)
         facts.access.require_model(job.name, *target.names)
         if head.method == b"POST":
             target = evolve(target, load_refusal=None)
         return await self._request(exchange, facts, content, target)
+
+    def _job(self, access: KeyAccess, kind: str, identity: str, *, found_by_model: bool) -> Job | None:
+        """The job of this ID; None if there is no ID, or if the client may ask the server that it names for the job.
+        Raises HttpError(404)."""
+        job = self.jobs.find(access, kind, identity)
+        if job is None and identity and not (found_by_model and access.sees_all_jobs):
+            way_out = "; to ask a server for it, name its model as ?model=NAME" if access.sees_all_jobs else ""
+            raise HttpError(404, f"{kind} with id '{identity[:LONGEST_ID]}' not found{way_out}")
+        return job
 
     async def _opened(self, exchange: Exchange, config: Config) -> tuple[HeadFacts, RequestContent]:
         """What a websocket is for; it is accepted if only its first event can tell."""

@@ -7,7 +7,7 @@ job runs and its client asks for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from itertools import takewhile
 
 from attrs import define, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -16,6 +16,7 @@ from llamaswap.config import Config
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
+from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.target import Target
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.json_members import json_text, split_members
@@ -53,24 +54,50 @@ def job_path(path: bytes) -> JobPath | None:
 
 
 @define(eq=False)
+class JobLease:
+    """The lease of a running job. `requests` about the job that are served with it outlast the job's own use of it."""
+
+    lease: Lease
+    requests: int = 0
+    _kept: bool = True
+
+    def give_up(self) -> None:
+        """The job does not need it any more."""
+        self._kept = False
+        self._release_unused()
+
+    def request_ended(self) -> None:
+        """A request that was served with it has ended."""
+        self.requests -= 1
+        self._release_unused()
+
+    def _release_unused(self) -> None:
+        if not self._kept and not self.requests:
+            self.lease.release()
+
+
+@define(eq=False)
 class Job:
     """A job at a server, which is a model's, a replica's or a peer's; `name` is what its client called the model."""
 
+    owner: str
+    kind: str
+    id: str
     server: str
     name: str
     used: float
-    lease: Lease | None = None
+    held: JobLease | None = None
     held_until: float = 0.0
     timer: IDelayedCall | None = None
 
     def release(self) -> None:
         """Let the server be stopped."""
-        lease, self.lease = self.lease, None
+        held, self.held = self.held, None
         timer, self.timer = self.timer, None
         if timer is not None:
             timer.cancel()
-        if lease is not None:
-            lease.release()
+        if held is not None:
+            held.give_up()
 
     def target(self, config: Config) -> Target:
         """Its server, which is not loaded for it: it would not know the job."""
@@ -82,58 +109,77 @@ class Job:
 
 @define(eq=False)
 class JobDirectory:
-    """Knows which server has which job of which key. It forgets the jobs that were not asked for longest."""
+    """Knows which server has which job of which key.
+
+    Of the key that has the most it forgets the jobs that were not asked for longest, so no key pushes out the jobs of
+    others.
+    """
 
     router: Router
     clock: IReactorTime
-    _jobs: dict[tuple[str, str, str], Job] = field(factory=dict, init=False)
+    _jobs: dict[str, dict[tuple[str, str], Job]] = field(factory=dict, init=False)  # by the key's name
 
-    def find(self, owner: str, kind: str, identity: str) -> Job | None:
-        """The job of this key, kind and ID; None if there is none."""
-        job = self._jobs.pop((owner, kind, identity), None)
+    def find(self, access: KeyAccess, kind: str, identity: str) -> Job | None:
+        """The job of this kind and ID that a key may reach; None if there is none."""
+        job = self._jobs.get(access.name, {}).get((kind, identity))
+        if job is None and access.sees_all_jobs:
+            job = next((jobs[kind, identity] for jobs in self._jobs.values() if (kind, identity) in jobs), None)
         if job is None or job.used + LIFETIME < self.clock.seconds():
             return None
         job.used = self.clock.seconds()
-        self._jobs[owner, kind, identity] = job  # as the last
+        jobs = self._jobs[job.owner]
+        jobs[kind, identity] = jobs.pop((kind, identity))  # as the last
         return job
 
-    def is_of_any_key(self, kind: str, identity: str) -> bool:
-        """Whether any key has a job of this kind and ID."""
-        return any(job[2] == identity and job[1] == kind for job in self._jobs)
+    def servers(self, owner: str, kind: str) -> dict[str, set[str]]:
+        """The IDs of a key's jobs of a kind, by the server that has them."""
+        found: dict[str, set[str]] = {}
+        for job in self._jobs.get(owner, {}).values():
+            if job.kind == kind:
+                found.setdefault(job.server, set()).add(job.id)
+        return found
 
     def add(self, owner: str, kind: str, identity: str, server: str, name: str) -> Job:
         """A server has this job now."""
-        self.forget(owner, kind, identity)
-        job = self._jobs[owner, kind, identity] = Job(server, name, self.clock.seconds())
-        for key in list(self._outdated()):
-            self.forget(*key)
+        replaced = self._jobs.get(owner, {}).get((kind, identity))
+        if replaced is not None:
+            self.forget(replaced)
+        job = Job(owner, kind, identity, server, name, self.clock.seconds())
+        self._jobs.setdefault(owner, {})[kind, identity] = job
+        outdated = self.clock.seconds() - LIFETIME
+        for jobs in list(self._jobs.values()):
+            for old in list(takewhile(lambda job: job.used < outdated, jobs.values())):
+                self.forget(old)
+        while sum(map(len, self._jobs.values())) > MAX_JOBS:
+            most = max(self._jobs.values(), key=len)
+            self.forget(next(iter(most.values())))
         return job
 
-    def forget(self, owner: str, kind: str, identity: str) -> None:
+    def forget(self, job: Job) -> None:
         """The job is deleted."""
-        job = self._jobs.pop((owner, kind, identity), None)
-        if job is not None:
-            job.release()
+        jobs = self._jobs.get(job.owner, {})
+        if jobs.get((job.kind, job.id)) is job:
+            del jobs[job.kind, job.id]
+            if not jobs:
+                del self._jobs[job.owner]
+        job.release()
 
-    def _outdated(self) -> Iterator[tuple[str, str, str]]:
-        too_many = len(self._jobs) - MAX_JOBS
-        for place, (key, job) in enumerate(self._jobs.items()):
-            if place >= too_many and job.used + LIFETIME >= self.clock.seconds():
-                return
-            yield key
-
-    def hold(self, job: Job, lease: Lease) -> None:
-        """Keep the lease of a running job for a while."""
-        if job.lease is not lease:
+    def hold(self, job: Job, lease: Lease, borrowed: JobLease | None = None) -> None:
+        """Keep the lease of a running job for a while. `borrowed` is that of the request which tells that it runs."""
+        if borrowed is not None and borrowed is not job.held:
+            return  # the job has another one, or has ended
+        if job.held is None or job.held.lease is not lease:
             job.release()
-            job.lease = lease
+            job.held = JobLease(lease)
         job.held_until = self.clock.seconds() + HOLD_TIME
         if job.timer is None:
             job.timer = self.clock.callLater(CHECK_INTERVAL, self._check, job)
 
     def _check(self, job: Job) -> None:
         job.timer = None
-        if job.lease is None or job.lease.lost or job.held_until <= self.clock.seconds():
+        held = job.held
+        over = job.held_until <= self.clock.seconds() and not (held is not None and held.requests)
+        if held is None or held.lease.lost or over:
             job.release()
         else:
             job.timer = self.clock.callLater(CHECK_INTERVAL, self._check, job)
@@ -152,35 +198,42 @@ class JobFollower:
     method: bytes
     job: Job | None = None
     request: RequestInfo | None = None
+    _borrowed: JobLease | None = field(default=None, init=False)
     _status: int = field(default=0, init=False)
     _text: bytearray = field(factory=bytearray, init=False)
 
-    @property
-    def lease(self) -> Lease | None:
+    def borrow(self) -> Lease | None:
         """The lease of the running job, with which its requests are served: another might have to wait for it."""
-        lease = self.job.lease if self.job is not None else None
-        return lease if lease is not None and not lease.lost else None
+        held = self.job.held if self.job is not None else None
+        if held is None or held.lease.lost:
+            return None
+        held.requests += 1
+        self._borrowed = held
+        return held.lease
 
     def takes(self, lease: Lease) -> bool:
         """Whether the lease of the request, which has ended, is kept for the job."""
         if self.request is not None:
             self.request.flush()
         running = self._learn()
-        job = self.job
-        if job is None or running is False:
-            if job is not None:
-                job.release()
-            return False
-        if running:
-            self.directory.hold(job, lease)
-        return job.lease is lease
+        job, borrowed = self.job, self._borrowed
+        self._borrowed = None
+        if job is not None and running is False:
+            job.release()
+        elif job is not None and running:
+            self.directory.hold(job, lease, borrowed)
+        if borrowed is not None:
+            borrowed.request_ended()
+            return True
+        return job is not None and job.held is not None and job.held.lease is lease
 
     def _learn(self) -> bool | None:
         """Whether the job runs now; None if the response does not tell."""
         owner, path, request = self.owner, self.path, self.request
         success = 200 <= self._status < 300
         if self.method == b"DELETE" and not path.part and (success or self._status == 404):
-            self.directory.forget(owner, path.kind, path.id)
+            if self.job is not None:
+                self.directory.forget(self.job)
             return False
         document = {} if self.method == b"GET" and path.part else split_members(bytes(self._text))
         identity, status = (_text(document.get(name)) for name in ("id", "status"))

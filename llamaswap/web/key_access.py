@@ -36,6 +36,11 @@ class KeyAccess:
         """Whether the key has a limit on requests or tokens."""
         return self.key.limited
 
+    @property
+    def sees_all_jobs(self) -> bool:
+        """Whether the jobs of all keys are shown to it: to one with the scope admin, and to one that is a mere text."""
+        return not self.name or "admin" in self.key.scopes
+
     def may_use(self, *names: str) -> bool:
         """Whether the key may use what has one of these names."""
         return self.models is None or any(map(self.models.match, names))

@@ -203,7 +203,7 @@ class ProxyHandler:
             await self._send(request, *self.upstream_requests.to_model(request, model, endpoint))
             return
         may_retry = refusal is None  # otherwise a second attempt could load the model
-        lease: Lease | None = request.lease or self.router.lease(model.id, request.standing)
+        lease: Lease | None = request.borrow_lease() or self.router.lease(model.id, request.standing)
         while True:
             if lease is None:
                 try:

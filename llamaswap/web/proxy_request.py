@@ -259,10 +259,9 @@ class ProxyRequest(RequestInfo):
         """Whether only one server can serve it, because that has the job."""
         return self.job is not None and self.job.job is not None
 
-    @property
-    def lease(self) -> Lease | None:
-        """The lease of the running job that it is about."""
-        return self.job.lease if self.job is not None else None
+    def borrow_lease(self) -> Lease | None:
+        """The lease of the running job that it is about; `release` gives it back."""
+        return self.job.borrow() if self.job is not None else None
 
     def release(self, lease: Lease) -> None:
         """Its attempt with this lease has ended; a job that runs may keep it."""

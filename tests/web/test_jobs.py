@@ -6,7 +6,7 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Selector
+from llamaswap.config import ApiKey, Selector
 from llamaswap.errors import UpstreamUnreachable
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.head_facts import Authenticated
@@ -165,15 +165,23 @@ class FollowTests(JobTestCase):
 
 
 class KeyTests(JobTestCase):
-    def use(self, name, models=None):
-        access = KeyAccess(name, models=models)
+    def use(self, name, models=None, scopes=()):
+        access = KeyAccess(name, models=models, key=ApiKey(name=name, scopes=scopes))
         self.stage.inference.authenticate = lambda head: Authenticated(frozenset(), access)
 
-    def test_a_key_reaches_no_job_of_another_key_by_naming_its_model(self):
+    def listed(self, path=b"/v1/videos?model=alpha", **document):
+        """The list that the client gets of a server's."""
+        asked = self.stage.ask(b"GET", path, b"")
+        self.answer(**document)
+        return asked.sink
+
+    def test_a_key_reaches_no_job_that_it_has_not_created_by_naming_its_model(self):
         self.create()
-        self.stage.inference.authenticate = lambda head: Authenticated(frozenset(), KeyAccess("other"))
-        for method in (b"GET", b"DELETE"):
-            self.assertEqual(self.ask(method, b"/v1/videos/video_1?model=alpha"), 404)
+        self.use("other")
+        for method in (b"GET", b"DELETE", b"POST"):
+            for identity in (b"video_1", b"video_2"):
+                self.assertEqual(self.ask(method, b"/v1/videos/" + identity + b"?model=alpha"), 404)
+        self.use("parent", scopes=("admin",))
         self.assertEqual(self.ask(b"GET", b"/v1/videos/video_2?model=alpha").upstream.name, "alpha")
 
     def test_a_key_finds_only_its_own_jobs(self):
@@ -187,6 +195,71 @@ class KeyTests(JobTestCase):
         self.answer(deleted=True)
         self.use("anna")
         self.assertEqual(self.ask(b"GET", b"/v1/videos/video_1").upstream.name, "alpha")
+
+    def test_a_key_with_the_scope_admin_and_one_that_is_a_mere_text_reach_the_jobs_of_all_keys(self):
+        self.use("anna")
+        self.create()
+        for key in (("parent", None, ("admin",)), ("",)):
+            self.use(*key)
+            self.assertEqual(self.ask(b"GET", b"/v1/videos/video_1").upstream.name, "alpha")
+            self.answer(id="video_1", status="completed")
+        self.ask(b"DELETE", b"/v1/videos/video_1")
+        self.answer(deleted=True)
+        self.use("anna")
+        self.assertEqual(self.ask(b"GET", b"/v1/videos/video_1"), 404)
+
+    def test_a_list_has_only_the_jobs_of_its_key(self):
+        self.use("anna")
+        self.create("video_1")
+        self.create("video_3")
+        self.use("bert")
+        self.create("video_2")
+        everything = {
+            "object": "list",
+            "data": [{"id": name, "status": "queued"} for name in ("video_1", "video_2", "video_3", "video_9")],
+            "first_id": "video_1",
+            "last_id": "video_9",
+            "has_more": True,
+        }
+        for name, expected in (("anna", ["video_1", "video_3"]), ("bert", ["video_2"]), ("carl", [])):
+            self.use(name)
+            sink = self.listed(**everything)
+            self.assertEqual([row["id"] for row in sink.json["data"]], expected)
+            ends = (sink.json["first_id"], sink.json["last_id"])
+            self.assertEqual(ends, (expected[0], expected[-1]) if expected else (None, None))
+            self.assertEqual((sink.json["has_more"], sink.ending, sink.raw), (True, "finished", True))
+            self.assertEqual(int(sink.header(b"content-length")), len(sink.body))
+        for key in (("parent", None, ("admin",)), ("",)):
+            self.use(*key)
+            self.assertEqual(self.listed(**everything).json, everything)
+
+    def test_a_list_has_no_job_of_the_same_id_at_another_server(self):
+        self.use("anna")
+        self.stage.ask(b"POST", b"/v1/videos?model=lab/delta", b"")
+        self.answer(id="video_1", status="completed")
+        self.assertEqual(self.listed(data=[{"id": "video_1"}]).json["data"], [])
+        found = self.listed(b"/v1/videos?model=lab/delta", data=[{"id": "video_1"}])
+        self.assertEqual(found.json["data"], [{"id": "video_1"}])
+
+    def test_a_list_that_cannot_be_read_is_not_passed_to_a_key(self):
+        self.use("anna")
+        for pieces in ((b"not json",), (b'{"data":[{"id":"', b"x" * (1 << 20), b'"}]}')):
+            asked = self.stage.ask(b"GET", b"/v1/videos?model=alpha", b"")
+            self.last.begin(*pieces, raw=False)
+            self.last.end()
+            self.assertEqual((asked.sink.status, asked.sink.ending), (502, "finished"))
+        asked = self.stage.ask(b"GET", b"/v1/videos?model=alpha", b"")
+        self.last.begin(b'{"error":"no such path"}', status=404, raw=False)
+        self.last.end()
+        self.assertEqual((asked.sink.status, asked.sink.body), (404, b'{"error":"no such path"}'))
+
+    def test_a_batch_of_the_file_of_another_key_is_not_found(self):
+        self.use("anna")
+        self.create("file-1", "processed", b"/v1/files")
+        kind = (b"Content-Type", b"application/json")
+        self.use("bert")
+        for body in (b'{"input_file_id":"file-1"}', b'{"input_file_id":"file-1","model":"alpha"}'):
+            self.assertEqual(self.ask(b"POST", b"/v1/batches", body, kind), 404)
 
 
 class HoldTests(JobTestCase):
@@ -216,6 +289,39 @@ class HoldTests(JobTestCase):
         self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
         self.ask(b"GET", b"/v1/videos/video_1/content")
         self.assertEqual(len(self.stage.router.asked), 2)
+
+    def test_a_long_request_about_a_running_job_keeps_its_lease_to_the_end(self):
+        self.create()
+        self.stage.ask(b"GET", b"/v1/videos/video_1/content", b"")
+        self.stage.clock.pump([CHECK_INTERVAL] * int(2 * HOLD_TIME / CHECK_INTERVAL))
+        self.assertEqual(self.held(), 1)
+        self.answer(204)
+        self.assertEqual(self.held(), 1)
+        self.stage.clock.advance(CHECK_INTERVAL)
+        self.assertEqual(self.held(), 0)
+        self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
+
+    def test_a_job_that_ends_under_a_long_request_keeps_its_lease_for_that(self):
+        self.create()
+        self.stage.ask(b"GET", b"/v1/videos/video_1/content", b"")
+        long = self.last
+        self.ask(b"GET", b"/v1/videos/video_1")
+        self.answer(id="video_1", status="completed")
+        self.assertEqual(self.held(), 1)
+        long.begin(b"video", raw=False)
+        long.end()
+        self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
+        self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
+
+    def test_a_late_answer_that_a_job_runs_holds_no_lease_that_was_given_up(self):
+        self.create()
+        self.stage.ask(b"GET", b"/v1/videos/video_1", b"")
+        late = self.last
+        self.ask(b"DELETE", b"/v1/videos/video_1")
+        self.answer(id="video_1", deleted=True)
+        late.begin(b'{"id":"video_1","status":"in_progress"}', raw=False)
+        late.end()
+        self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
 
     def test_a_job_that_is_done_at_once_keeps_nothing(self):
         self.create(status="completed")
@@ -257,17 +363,34 @@ class DirectoryTests(SynchronousTestCase):
         self.stage = Stage()
         self.jobs = JobDirectory(self.stage.router, self.stage.clock)
 
+    def has(self, *names, owner=""):
+        access = KeyAccess(owner)
+        return [self.jobs.find(access, "files", name) is not None for name in names]
+
+    def add(self, *names, owner=""):
+        for name in names:
+            self.jobs.add(owner, "files", name, "alpha", "alpha")
+
     def test_the_jobs_that_were_not_asked_for_longest_are_forgotten(self):
-        for number in range(MAX_JOBS):
-            self.jobs.add("", "files", str(number), "alpha", "alpha")
-        self.jobs.find("", "files", "0")
-        self.jobs.add("", "files", "last", "alpha", "alpha")
-        found = [self.jobs.find("", "files", name) is not None for name in ("0", "1", "2", "last")]
-        self.assertEqual(found, [True, False, True, True])
+        self.add(*map(str, range(MAX_JOBS)))
+        self.assertEqual(self.has("0"), [True])
+        self.add("last")
+        self.assertEqual(self.has("0", "1", "2", "last"), [True, False, True, True])
+
+    def test_a_key_that_creates_many_jobs_pushes_out_none_of_another_key(self):
+        self.add("first", "second", owner="anna")
+        self.add(*map(str, range(MAX_JOBS)), owner="bert")
+        self.assertEqual(self.has("first", "second", owner="anna"), [True, True])
+        self.assertEqual(self.has("0", "1", "2", owner="bert"), [False, False, True])
+        self.add("third", owner="anna")
+        self.assertEqual(self.has("first", "second", "third", owner="anna"), [True] * 3)
+        self.assertEqual(self.has("2", "3", owner="bert"), [True, False])  # it was asked for just now
 
     def test_a_job_expires(self):
-        self.jobs.add("", "files", "old", "alpha", "alpha")
+        self.add("old")
         self.stage.clock.advance(LIFETIME - 1)
-        self.assertIsNotNone(self.jobs.find("", "files", "old"))
+        self.assertEqual(self.has("old"), [True])
         self.stage.clock.advance(LIFETIME + 1)
-        self.assertIsNone(self.jobs.find("", "files", "old"))
+        self.assertEqual(self.has("old"), [False])
+        self.add("new", owner="anna")  # now the old one is dropped
+        self.assertEqual(self.jobs.servers("", "files"), {})
