@@ -15,6 +15,7 @@ from llamaswap.wire.json_body import EditError, JsonBody, MalformedBodyError
 from llamaswap.wire.model_routes import generates_text
 
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+CHOICES = ("n", "n_cmpl", "best_of")  # how often the server writes a response to each prompt
 IF_ABSENT = "?"  # after a parameter's name: set it only if the request does not contain it
 
 
@@ -52,10 +53,19 @@ def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str
 
 
 def bound_tokens(body: JsonBody, path: str, limit: int) -> None:
-    """Ask for at most `limit` tokens in the API of `path`. Null, a text and a negative number ask for any number."""
+    """Ask for at most `limit` tokens in the API of `path`, over all choices. Null, a text and a negative number ask for
+    any number. Raises BadRequest if there are more choices than tokens."""
     path = path.rstrip("/").removesuffix("/batch")
     if not generates_text(path):
         return
+    choices = max(1.0, *map(body.largest, CHOICES))
+    choices *= body.item_count("prompt", b'"[{', limit) * body.item_count("messages", b"[", limit)
+    if choices > limit:
+        raise BadRequest(
+            f"the response may have {limit} tokens in all (maxTokens), and the request asks for more choices: "
+            "n is too large, or there are too many prompts"
+        )
+    limit = int(limit // choices)
     found = {name: body.bound(name, limit) for name in TOKEN_LIMITS}
     if path.endswith("/responses"):
         name = "max_output_tokens"

@@ -6,6 +6,7 @@ its bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import inf, isnan
 
@@ -27,6 +28,7 @@ from llamaswap.wire.json_path import PathStep, parse_path
 from llamaswap.wire.openai import encode
 
 PAD_BOUND = 10_000  # the largest array that an index in a filter path may create; beyond it the path is a typing error
+_FIRST_ITEM = re.compile(rb"\[[ \t\r\n]*([^ \t\r\n\]])")
 SYSTEM_ROLES = (b'"system"', b'"developer"')
 LONGEST_NUMBER = 400  # bytes of a number that is read; a longer one counts as infinite
 KEEP_ALIVE = ("keepAlive", "keep_alive")
@@ -204,6 +206,22 @@ class JsonBody:
             if number is None or not 0 <= number <= limit:
                 member.new, self._changed = encode(limit), True
         return bool(members)
+
+    def largest(self, key: str) -> float:
+        """The largest number among the top-level members of this name, 0 if there is none."""
+        numbers = (_number(self._top.value(member)) for member in self._top.members if member.key == key)
+        return max((number for number in numbers if number is not None and number > 0), default=0.0)
+
+    def item_count(self, key: str, openings: bytes, most: int) -> int:
+        """How many items a top-level array has, `most` + 1 if more; 1 unless each begins with one of these bytes."""
+        raw = self.raw(key) or b""
+        first = _FIRST_ITEM.match(raw)
+        if first is None or first[1] not in openings:
+            return 1
+        array = split(raw, most)
+        if array is None:
+            return most + 1
+        return len(array.members) if all(raw[member.start] in openings for member in array.members) else 1
 
     def render(self) -> bytes:
         """The body's bytes: the same object as long as nothing changed."""

@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Filters
 from llamaswap.config.schema.filters import Bounds
+from llamaswap.errors import BadRequest
 from llamaswap.wire.filters import FilterError, apply, bound_tokens
 from llamaswap.wire.json_body import JsonBody
 
@@ -147,3 +148,35 @@ class RuleTests(SynchronousTestCase):
             body = JsonBody.parse(json.dumps(sent).encode())
             bound_tokens(body, path, 5)
             self.assertEqual(json.loads(body.render()), made, (path, sent))
+
+    def test_the_token_bound_is_divided_among_all_choices(self):
+        chat, text, batch = "/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch"
+        question = [{"role": "user", "content": "hi"}]
+        for path, sent, most in (
+            (chat, {"n": 4}, 25),
+            (chat, {"n": "4"}, 25),
+            (chat, {"n": None}, 100),
+            (chat, {"n": "NaN", "n_cmpl": 0}, 100),
+            (chat, {"n_cmpl": 3}, 33),
+            (chat, {"n": 100}, 1),
+            (chat, {"messages": question * 3}, 100),
+            (batch, {"messages": [question] * 3, "n": 2}, 16),
+            (text, {"n": 2, "best_of": 5}, 20),
+            (text, {"prompt": "one"}, 100),
+            (text, {"prompt": ["one", "two"], "n": 2}, 25),
+            (text, {"prompt": [[1, 2], [3]]}, 50),
+            (text, {"prompt": list(range(200))}, 100),
+            (text, {"prompt": ["one", 2, 3]}, 100),  # llama.cpp: one prompt of texts and tokens
+            (text, {"prompt": []}, 100),
+        ):
+            body = JsonBody.parse(json.dumps(sent).encode())
+            bound_tokens(body, path, 100)
+            self.assertEqual(json.loads(body.render())["max_tokens"], most, (path, sent))
+        body = JsonBody.parse(b'{"n":1,"n":2,"prompt":[' + b" " * 200 + b'"a", "b"]}')
+        bound_tokens(body, text, 100)
+        self.assertEqual(json.loads(body.render())["max_tokens"], 25)
+
+    def test_a_request_for_more_choices_than_tokens_is_refused(self):
+        for sent in ({"n": 101}, {"n": "1e999"}, {"prompt": ["a"] * 101}, {"prompt": ["a"] * 60, "n": 2}):
+            body = JsonBody.parse(json.dumps(sent).encode())
+            self.assertRaises(BadRequest, bound_tokens, body, "/v1/completions", 100)
