@@ -6,10 +6,10 @@ into lines. Nothing here knows HTTP. The module is over 400 lines long because i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 
 class LlamaswapError(Exception):
@@ -63,6 +63,17 @@ class ConfigError(LlamaswapError):
 
 class RequestError(LlamaswapError):
     """A request for a model failed before any byte of a response."""
+
+    def naming_only(self, may_name: Callable[[str], bool]) -> RequestError:
+        """The error for a client to whom not every model may be named: the same one if it names no other model."""
+        return self
+
+
+def names_for(names: Sequence[str], may_name: Callable[[str], bool]) -> tuple[str, ...]:
+    """Names of models for a client to whom not all may be named; the others are one entry."""
+    shown = tuple(name for name in names if may_name(name))
+    hidden = len(names) - len(shown)
+    return (*shown, "another model" if hidden == 1 else "other models") if hidden else shown
 
 
 @frozen
@@ -135,6 +146,10 @@ class WaitedTooLong(RequestError):
     def __str__(self) -> str:
         names = f" for {', '.join(self.behind)}" if self.behind else ""
         return f"{self.model} could not be served within {self.waited:g}s: other requests{names} are still being served"
+
+    def naming_only(self, may_name: Callable[[str], bool]) -> WaitedTooLong:
+        """Without the names of some models."""
+        return evolve(self, behind=names_for(self.behind, may_name))
 
 
 @frozen
@@ -318,6 +333,24 @@ class NotReady(RequestError):
     model: str
     reason: str
     text = "{self.reason}"
+
+
+@frozen
+class ModelsKept(NotReady):
+    """Models that may not be evicted are in the way of a load, which is the `reason`. `why` says of them why."""
+
+    kept: tuple[str, ...] = ()
+    why: str = "cannot be evicted"
+    text = "{self.reason}: {self.names} {self.why}"
+
+    @property
+    def names(self) -> str:
+        """The models in the way."""
+        return ", ".join(self.kept)
+
+    def naming_only(self, may_name: Callable[[str], bool]) -> ModelsKept:
+        """Without the names of some models."""
+        return evolve(self, kept=names_for(self.kept, may_name))
 
 
 @frozen

@@ -8,7 +8,7 @@ from math import inf
 
 from attrs import evolve
 
-from llamaswap.errors import DoesNotFit, MemoryInUse, NotReady
+from llamaswap.errors import DoesNotFit, MemoryInUse, ModelsKept
 from llamaswap.scheduling.memory import (
     BUSY,
     RAM,
@@ -178,8 +178,8 @@ def without_room(state: SchedulerState, model: str, placement: Placement, host: 
         too_large = DoesNotFit(model, need, room_in_words(ledger), host or "this machine")
         return Decision(model, "refuse", reason=str(too_large), error=too_large, host=host)
     if placement.obstacle == "kept":
-        kept = [one.model for one in occupants(state, model, (), 0.0, host) if one.cost == inf]
-        error = NotReady(model, f"cannot load {model}, which needs {need}: {', '.join(kept)} cannot be evicted")
+        kept = tuple(one.model for one in occupants(state, model, (), 0.0, host) if one.cost == inf)
+        error = ModelsKept(model, f"cannot load {model}, which needs {need}", kept)
         return Decision(model, "refuse", reason=str(error), error=error, host=host)
     used = " and ".join(
         sizes_in_words({name: device.foreign}) + (f" ({device.foreign_by})" if device.foreign_by else "")

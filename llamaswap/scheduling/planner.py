@@ -11,7 +11,7 @@ from math import inf
 
 from attrs import evolve
 
-from llamaswap.errors import NotReady, UnknownModel
+from llamaswap.errors import ModelsKept, UnknownModel
 from llamaswap.scheduling.effects import Ticket
 from llamaswap.scheduling.host_planner import (
     TOO_SMALL,
@@ -129,7 +129,7 @@ def load_on(
     """Rules 8 to 10 on one host. `holders` are starved models to which this one is closed, `others` reserve models."""
     host, evicts, placement = fit.host, fit.evicts, fit.placement
     if fit.pinned:
-        error = NotReady(model, f"cannot load {model}: {', '.join(fit.pinned)} is pinned")
+        error = ModelsKept(model, f"cannot load {model}", tuple(fit.pinned), "is pinned")
         return Decision(model, "refuse", reason=str(error), error=error, host=host)
     if placement.obstacle:
         return without_room(state, model, placement, host)

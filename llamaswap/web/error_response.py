@@ -28,6 +28,7 @@ class ErrorSender:
         if exchange.gone:
             return
         sink = exchange.sink
+        error = error if response is None else response.shown_error(error)
         if not sink.started:
             accept = b", ".join(value for name, value in exchange.head.headers if name.lower() == b"accept")
             status, headers, body = self.render(error, accept.decode("latin-1"), path)
@@ -53,7 +54,7 @@ class ErrorSender:
             self.send(exchange, error, path, response)
             return
         if response.event_stream:
-            last = error_event(path, 502, str(error), clean=response.between_events)
+            last = error_event(path, 502, str(response.shown_error(error)), clean=response.between_events)
             exchange.sink.write_final(last, exchange.last)
         exchange.sink.abort()
 

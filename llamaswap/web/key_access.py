@@ -8,10 +8,11 @@ from fnmatch import translate
 
 from attrs import field, frozen
 
-from llamaswap.config import ApiKey
+from llamaswap.config import ApiKey, Config
 from llamaswap.config.models import ready
 from llamaswap.config.schema.keys import SCOPES
 from llamaswap.config.schema.model import Filters
+from llamaswap.errors import RequestError
 from llamaswap.web.errors import HttpError
 
 INFER_ONLY = frozenset(("infer",))
@@ -44,6 +45,30 @@ class KeyAccess:
     def may_use(self, *names: str) -> bool:
         """Whether the key may use what has one of these names."""
         return self.models is None or any(map(self.models.match, names))
+
+    def may_know(self, name: str, config: Config) -> bool:
+        """Whether the key may learn the name of this model, because it may use the model by one of its names."""
+        model = config.models.get(name) if self.models is not None else None
+        return self.may_use(name) if model is None else self.may_use(name, model.replica_of or name, *model.aliases)
+
+    def shown_error(self, error: BaseException, config: Config) -> BaseException:
+        """An error without the names of the models that the key may not use."""
+        if self.models is None or not isinstance(error, RequestError):
+            return error
+        return error.naming_only(lambda name: self.may_know(name, config))
+
+    def shown_text(self, text: str, config: Config) -> str:
+        """A text of ours, of any kind, without the names of the models that the key may not use."""
+        if self.models is None:
+            return text
+        models = [model for model in config.models.values() if not self.may_know(model.id, config)]
+        hidden = [name for model in models for name in (model.id, *model.aliases)]
+        remote = [(f"{peer.id}/{name}", name) for peer in config.peers.values() for name in peer.models]
+        hidden += [name for name, short in remote if not self.may_use(name, short)]
+        if not hidden:
+            return text
+        names = "|".join(map(re.escape, sorted(hidden, key=len, reverse=True)))
+        return re.sub(rf"(?<![\w/-])(?:{names})(?![\w/-])", "another model", text)
 
     def require(self, scope: str) -> None:
         """Raise HttpError(403) if the key lacks this scope."""

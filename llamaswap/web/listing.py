@@ -12,6 +12,7 @@ from llamaswap.proxy.peers import UNKNOWN, PeerDirectory
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
+from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.route import Route, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
 
@@ -87,10 +88,10 @@ class ListingEndpoints:
 
     def visible(self, call: AdminRequest, *, unlisted: bool = False) -> Iterator[ModelRecord]:
         """The names that the client may use; with `unlisted` also those that are not listed."""
-        records = self._records(int(self.now()), unlisted=unlisted)
+        records = self._records(int(self.now()), call.access, unlisted=unlisted)
         return (record for record in records if _may_use(call, record))
 
-    def _records(self, created: int, *, unlisted: bool = False) -> Iterator[ModelRecord]:
+    def _records(self, created: int, access: KeyAccess, *, unlisted: bool = False) -> Iterator[ModelRecord]:
         config = self.router.config
         failing = {failure.model: failure.count for failure, _ in self.router.failing()}
         for model in config.models.values():
@@ -107,7 +108,8 @@ class ListingEndpoints:
                 yield record(alias, created, f"{peer.id}: {name}", "", origin, loaded=False)
         for selector in config.selectors.values():
             if unlisted or not selector.unlisted:
-                choice = {"type": "selector", "strategy": selector.strategy, "targets": list(selector.targets)}
+                targets = list(filter(access.may_use, selector.targets))
+                choice = {"type": "selector", "strategy": selector.strategy, "targets": targets}
                 spillover = {"spillover": selector.spillover} if selector.strategy == "spillover" else {}
                 meta = {**selector.metadata, **choice, **spillover}
                 loaded = self._selector_loaded(config, selector.strategy, selector.targets)

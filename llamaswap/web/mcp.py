@@ -184,6 +184,7 @@ class McpEndpoints:
             text, failed = answered.body.decode("utf-8", "replace").strip() or "OK", False
         except LlamaswapError as error:
             text, failed = masked_text(message_of(error), known_secrets(self.models.router.config)), True
+        text = call.access.shown_text(text, self.models.router.config)
         return {"content": [{"type": "text", "text": text}], "isError": failed}
 
     # -- the tools; their docstrings are for the model that chooses among them --------------------------------

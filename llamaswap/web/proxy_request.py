@@ -223,6 +223,10 @@ class ProxyRequest(RequestInfo):
             if self.stop is not None:
                 self.stop(Cancelled())
 
+    def shown_error(self, error: BaseException) -> BaseException:
+        """An error as the client may see it."""
+        return self.facts.access.shown_error(error, self.config)
+
     # -- its observers -------------------------------------------------------------------------------------
 
     def open(self, number: int, timestamp: float, factories: Iterable[RequestObserverFactory]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from math import ceil
 
 from attrs import define, field
@@ -179,12 +180,13 @@ class Wait:
         return began
 
     def _facts(self) -> dict[str, object]:
-        model, access = self._pending.model, self._request.facts.access
+        model, request = self._pending.model, self._request
+        may_know = partial(request.facts.access.may_know, config=request.config)
         status = self._router.wait_status(model)
         facts: dict[str, object] = {"waiting_for": model}
-        if not status.own and self._request.queue_position is not None:
-            facts["queue_position"] = self._request.queue_position
-        if loading := [name for name in status.loading if name == model or access.may_use(name)]:
+        if not status.own and request.queue_position is not None:
+            facts["queue_position"] = request.queue_position
+        if loading := [name for name in status.loading if name == model or may_know(name)]:
             facts["loading"] = loading
         if status.eta is not None:
             facts["eta"] = ceil(status.eta)

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import ApiKey, Secret
 from llamaswap.config.schema.keys import Budget
+from llamaswap.errors import ModelsKept, WaitedTooLong
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.activity import ActivityLog
 from llamaswap.observe.captures import Captures
@@ -28,7 +29,7 @@ from llamaswap.web.route_table import ROUTES
 from llamaswap.wire.model_routes import MODEL_ROUTES
 from llamaswap.wire.openai import speaks_ollama
 from tests.web.doubles import World, at_once, example_config, example_router
-from tests.web.pipeline import Stage, config
+from tests.web.pipeline import Stage, config, model
 
 NOW = 1_000_000.0
 
@@ -194,6 +195,49 @@ class RefusalTests(SynchronousTestCase):
         body = json.dumps({"model": "x" * 5000}).encode()
         sink = self.ask(b"POST", b"/v1/chat/completions", (b"X-Api-Key", b"sk-Child-5150"), body)
         self.assertLess(len(sink.body), 500)
+
+
+class NamesOfOthersTests(SynchronousTestCase):
+    """Refusals, lists and answers of tools name only the models that the key may use."""
+
+    def setUp(self):
+        self.stage = Stage()
+        self.stage.router.config = config(api_keys=KEYS)
+        self.stage.inference.authenticate = Authenticator(lambda: KEYS, lambda: NOW)
+
+    def refused(self, error, text="sk-Child-5150", **more):
+        self.stage.router.refusal = error
+        body = json.dumps({"model": "org", "prompt": "x", **more}).encode()
+        path = b"/api/generate" if more else b"/v1/messages"
+        sink = self.stage.ask(b"POST", path, body, (b"X-Api-Key", text.encode())).sink
+        found = sink.json["error"]
+        return (sink.status, found if isinstance(found, str) else found["message"])
+
+    def test_a_refusal_names_no_kept_model_that_the_key_may_not_use(self):
+        pinned = ModelsKept("org", "cannot load org", ("beta", "org/gamma"), "is pinned")
+        large = ModelsKept("org", "cannot load org, which needs 4.0 GiB", ("beta", "alpha"))
+        waited = WaitedTooLong("org", 60.0, ("beta",))
+        for more in ({}, {"stream": False}):
+            self.assertEqual(self.refused(pinned, **more), (409, "cannot load org: org/gamma, another model is pinned"))
+            _, words = self.refused(large, **more)
+            self.assertEqual(words, "cannot load org, which needs 4.0 GiB: other models cannot be evicted")
+            status, words = self.refused(waited, **more)
+            self.assertEqual((status, "beta" in words, "for another model" in words), (503, False, True))
+        self.assertIn("cannot load org: beta, org/gamma is pinned", self.refused(pinned, "sk-Plain-aa11")[1])
+
+    def test_a_copy_of_a_model_that_the_key_may_use_is_named(self):
+        copy = model("beta.r2", replica_of="org")
+        self.stage.router.config = config(api_keys=KEYS, models=[copy])
+        self.assertIn(
+            "beta.r2, another model", self.refused(ModelsKept("org", "cannot load org", ("beta.r2", "beta")))[1]
+        )
+
+    def test_a_listed_selector_has_only_the_targets_that_the_key_may_use(self):
+        child = key("sk-Child-5150", "child", models=("pick", "lab/*"))
+        world = World(example_router(example_config(api_keys=(child,))))
+        rows = world.ask("/v1/models", "GET", [("X-Api-Key", "sk-Child-5150")]).json["data"]
+        found = {row["id"]: row["meta"]["llamaswap"].get("targets") for row in rows}
+        self.assertEqual(found["pick"], ["lab/delta"])
 
 
 class AdminRefusalTests(SynchronousTestCase):

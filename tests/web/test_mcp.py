@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from attrs import evolve
@@ -11,6 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import ApiKey, Secret
 from llamaswap.errors import StartFailed
+from llamaswap.routing.interfaces import WaitingRequest
+from llamaswap.scheduling.state import Decision
 from llamaswap.web.mcp import TOOLS
 from tests.doubles import FakeRouter
 from tests.web.doubles import World, example_config, example_router
@@ -131,6 +134,23 @@ class ScopeTests(SynchronousTestCase):
             self.assertTrue(failed and "may not use" in text, (name, text))
         self.assertEqual({row["id"] for row in json.loads(use(world, "list_models", CHILD)[1])}, {"beta"})
         self.assertEqual(use(world, "load", CHILD, model="beta")[0], False)
+
+    def test_tools_name_no_model_that_the_key_may_not_use(self):
+        world = with_scopes("read", models=("beta*",))
+        world.router.expected = Decision("beta", "queue", ("alpha",), ("org/gamma",), reason="al leaves, org loads")
+        world.router.waiting = [WaitingRequest(1, "whisper", 1, 2.0, 0)]
+        world.book.proxy.write(b"den/delta and whisper are up, or-g is not\n")
+        for tool in ("plan", "why", "queue", "usage", "logs", "list_models"):
+            arguments = {"model": "beta"} if tool in ("plan", "why") else {}
+            failed, text = use(world, tool, CHILD, **arguments)
+            self.assertFalse(failed, text)
+            self.assertIsNone(re.search(r"\b(alpha|org|gamma|al|whisper|delta)\b", text), (tool, text))
+            if tool == "logs":
+                self.assertIn("another model and another model are up, or-g is not", text)
+            else:
+                json.loads(text)
+        plan = json.loads(use(world, "plan", CHILD, model="beta")[1])
+        self.assertEqual(plan["reason"], "another model leaves, another model loads")
 
     def test_tools_say_what_they_change(self):
         tools = {tool["name"]: tool for tool in rpc(World(), "tools/list").json["result"]["tools"]}
