@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -42,6 +43,12 @@ def build() -> Build:
         commit.removeprefix("g") or "abcd1234",
         date if date and date != "None" else "unknown",
     )
+
+
+@cache
+def running() -> Build:
+    """The build that was installed when this was first called: an upgrade changes what is installed under a service."""
+    return build()
 
 
 def describe() -> str:

@@ -23,7 +23,7 @@ from llamaswap.discover.config_writer import ScanResult
 from llamaswap.discover.disk import ShouldStop
 from llamaswap.http_client import HttpClient
 from llamaswap.observe.worker import WorkerThread
-from llamaswap.version import build as build_info
+from llamaswap.version import running
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import peers as peers_routes
 from llamaswap.web.admin_request import AdminRequest
@@ -115,7 +115,7 @@ class AdminWiring:
             ),
             *self._model_groups(model_routes),
             SystemEndpoints(
-                build_info(),
+                running(),
                 seen.machine,
                 hardware=lambda: seen.hardware.snapshot,
                 metrics_page=seen.metrics.render,
@@ -146,7 +146,7 @@ class AdminWiring:
             self.downloads,
             ChatToolEndpoints(config, HttpClient(reactor)),
             self.load_tests,
-            OpenApi(ROUTES, build_info()),
+            OpenApi(ROUTES, running()),
         ]
         hosts = HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts)
         return Admin(groups, self.web.keys, hosts, lambda: config().security.cors, self._without_secrets)
@@ -194,7 +194,7 @@ class AdminWiring:
             processes,
             usage,
             details,
-            McpEndpoints(listing, details, processes, usage, registry, build_info()),
+            McpEndpoints(listing, details, processes, usage, registry, running()),
             LmStudioEndpoints(listing),
             LlamaRouterEndpoints(router, context.bus, self.web.streams, EventFanout(context.reactor, encoded)),
             OllamaEndpoints(router, listing, self.parts.memory.report, model_routes, time.time),

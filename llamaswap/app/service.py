@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from llamaswap import early_signals
 from llamaswap.app.handover import ServiceHandover, take_over
+from llamaswap.app.late_modules import keep_late_modules
 from llamaswap.app.model_parts import enable_tls_if_needed
 from llamaswap.app.ollama_listener import OllamaListener, listen_address
 from llamaswap.app.parts import ServiceParts
@@ -171,8 +172,8 @@ class LlamaSwap(MultiService):
                 log.warn("{outcome} an orphan of an earlier run: {model}", outcome=outcome, model=swept.record.model)
         if not self.running:
             return
-        # Not only when a request needs it: by then another version may be installed, whose modules do not fit these.
-        self.parts.web.factory.prepare_site()
+        keeping = self.parts.config_thread(keep_late_modules)
+        keeping.addErrback(lambda failure: log.failure("late imports will come from what is installed then", failure))
         models.launcher.warm()
         looking = models.disk_thread(lambda: missing.findings(list(self.loaded.config.models.values())))
         looking.addCallbacks(log_missing, lambda failure: log.failure("looking for missing files failed", failure))

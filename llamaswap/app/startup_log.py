@@ -15,7 +15,7 @@ from llamaswap.app.settings import ServiceSettings
 from llamaswap.config import LoadedConfig, api_keys
 from llamaswap.config.diagnostics import located
 from llamaswap.config.references import peers_that_lead_back
-from llamaswap.version import build
+from llamaswap.version import running
 
 log = Logger("llamaswap.app.service")
 
@@ -37,7 +37,7 @@ def announce(settings: ServiceSettings, loaded: LoadedConfig, address: object) -
     count = sum(not model.replica_of for model in loaded.config.models.values())
     log.info(
         "llamaswap {version}: {count} model{plural} in {sources}",
-        version=build().version,
+        version=running().version,
         count=count,
         plural="" if count == 1 else "s",
         sources="the demo" if settings.demo else " and ".join(filter(None, (settings.config, settings.config_dir))),

@@ -42,8 +42,8 @@ class ProxyServerFactory(Factory):
     """Makes a ClientConnection for each client.
 
     `routes(head)` says, of the head alone, whether a request goes to `handler(exchange)`; every other goes to the
-    twisted.web `site`. If that is None, `load_site` makes it, at the latest for the first request that needs it; then
-    `routes` is asked again. What the handler returns ends when the response is complete or will never be; then
+    twisted.web `site`. If that is None, `load_site` makes it when the first request for it comes, and `routes` is asked
+    again. What the handler returns ends when the response is complete or will never be; then
     `served(exchange, status, bytes)` is called with what went out (status 0: nothing). Times are in seconds,
     `spool_threshold` in bytes; `spool_folder` None is the system's folder for temporary files. `body_limit(head)` is
     how many bytes the body of a request for the site may have; `memory` and `disk` bound all other bodies. Pages of
@@ -73,7 +73,6 @@ class ProxyServerFactory(Factory):
     _memory_trimmer: LowWaterTrimmer = field(init=False)
     _sweep: IDelayedCall | None = field(default=None, init=False)
     _waiting_for_site: list[ClientConnection] = field(factory=list, init=False)
-    _loading_site: bool = field(default=False, init=False)
 
     @_memory_trimmer.default
     def _default_memory_trimmer(self) -> LowWaterTrimmer:
@@ -93,12 +92,7 @@ class ProxyServerFactory(Factory):
     def need_site(self, connection: ClientConnection) -> None:
         """Load the site, then pass the request of this connection to it; close the connection if loading fails."""
         self._waiting_for_site.append(connection)
-        self.prepare_site()
-
-    def prepare_site(self) -> None:
-        """Load the site if that has not begun."""
-        if self.site is None and not self._loading_site:
-            self._loading_site = True
+        if len(self._waiting_for_site) == 1:
             self.load_site().addCallbacks(self._site_loaded, self._site_failed)
 
     def _site_loaded(self, site: Site) -> None:
@@ -110,7 +104,6 @@ class ProxyServerFactory(Factory):
             connection.site_loaded()
 
     def _site_failed(self, failure: Failure) -> None:
-        self._loading_site = False
         log.failure("the admin site cannot be loaded; closing the connections that wait for it", failure)
         waiting, self._waiting_for_site = self._waiting_for_site, []
         for connection in self._connections.intersection(waiting):

@@ -206,6 +206,18 @@ class UpgradeTests(SynchronousTestCase):
         with open(shadow / "llamaswap" / "version.py", "a", encoding="utf-8") as module:
             module.write(f"\n\ndef build() -> Build:\n    return Build({version!r})\n")
 
+    def test_page_that_is_first_opened_after_the_package_was_upgraded_is_of_the_running_version(self):
+        shadow = self.shadow()
+        self.replace(shadow, "1.0")
+        text = json.dumps({**json.loads(together(one="")), "logLevel": "debug"})
+        with Product(text, env={"PYTHONPATH": f"{shadow}:{ROOT}"}) as product:
+            wait_for(lambda: "for later imports" in product.output, 30, "the code of the modules imported later")
+            for module in (shadow / "llamaswap").rglob("*.py"):
+                module.write_text("raise ImportError('half an upgrade')\n")
+            self.assertEqual(product.json("/api/version")["version"], "1.0")
+            self.assertEqual(product.ask("/ui/")[0], 200)
+            self.assertNotIn("half an upgrade", product.output)
+
     def test_broken_new_code_leaves_the_old_one_serving(self):
         shadow = self.shadow()
         with Product(together(one=""), env={"PYTHONPATH": f"{shadow}:{ROOT}"}) as product:

@@ -611,7 +611,7 @@ class SizeLimitTests(SynchronousTestCase):
 
 
 class SiteLoadingTests(SynchronousTestCase):
-    """The site is made after the start, or when the first request for it comes."""
+    """The site is made when the first request for it comes."""
 
     def setUp(self):
         self.world = World()
@@ -633,15 +633,6 @@ class SiteLoadingTests(SynchronousTestCase):
         self.assertTrue(first.took().startswith(b"HTTP/1.1 200 "))
         first.give(SITE)
         self.assertEqual((len(self.loads), len(self.world.site_calls)), (1, 3))
-
-    def test_a_site_that_was_prepared_is_not_loaded_again_by_requests(self):
-        self.world.factory.prepare_site()
-        client = self.world.client()
-        client.give(SITE)
-        self.assertEqual((len(self.loads), self.world.site_calls), (1, []))
-        self.loads[0].callback(self.site)
-        self.world.factory.prepare_site()
-        self.assertEqual((len(self.loads), len(self.world.site_calls)), (1, 1))
 
     def test_the_body_that_follows_is_kept_and_no_more_than_a_bound_is_read(self):
         client = self.world.client()
