@@ -106,7 +106,7 @@ def _model_names(config: Config) -> Iterator[str]:
     for profile in config.profiles.values():
         yield from profile.pins
     for model in config.models.values():
-        yield from model.filters.set_params_by_id
+        yield from model.filters.ids
 
 
 def expired(config: Config, now: float) -> list[Problem]:

@@ -157,7 +157,7 @@ def _is_blank(node: Node | None) -> bool:
 
 
 def model(draft: ModelDraft, inherited: Config, report: Diagnostics, gpu_ids: tuple[int, ...] = ()) -> Model:
-    """The record of a draft on these GPUs; the aliases of setParamsByID are added later."""
+    """The record of a draft on these GPUs; the aliases of its filters are added later."""
     path = f"models.{draft.id}"
     values: dict[str, Any] = zeros(Model) if draft.tree is None else Decoder(report).given(Model, draft.tree, path)
     given_ttl = values.get("ttl", USE_GLOBAL_TTL)
@@ -197,7 +197,7 @@ def _rebuild(draft: ModelDraft, inherited: Config, port: int | None, gpu_ids: tu
     placed = draft if port is None else draft.placed(port, ExpansionBudget(), report)
     made = model(placed, inherited, report, gpu_ids)
     report.raise_if_errors()
-    others = (key for key in made.filters.set_params_by_id if key != made.id and key not in made.aliases)
+    others = (key for key in made.filters.ids if key != made.id and key not in made.aliases)
     return evolve(made, aliases=(*made.aliases, *others))
 
 

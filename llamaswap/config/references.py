@@ -20,7 +20,8 @@ _SET = "a tag or a group, which cannot be a target; name a model"
 
 
 def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, Model]:
-    """Check the explicit aliases of all models, then add those of setParamsByID."""
+    """Check the explicit aliases of all models, then add those of setParamsByID and
+    systemPromptByID."""
     owner: dict[str, str] = {}
     for model in models.values():
         for index, alias in enumerate(model.aliases):
@@ -32,15 +33,16 @@ def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, 
             owner.setdefault(alias, model.id)
     found: dict[str, Model] = {}
     for model in models.values():
-        path = f"models.{model.id}.filters.setParamsByID"
         added: list[str] = []
-        for key in model.filters.set_params_by_id:
+        for key in model.filters.ids:
             if key == model.id:
                 continue
+            setting = "setParamsByID" if key in model.filters.set_params_by_id else "systemPromptByID"
+            path = f"models.{model.id}.filters.{setting}"
             if key in models:
-                report.error(f"model {model.id}: setParamsByID key {key!r} is the ID of model {key}", path)
+                report.error(f"model {model.id}: {setting} key {key!r} is the ID of model {key}", path)
             elif owner.get(key, model.id) != model.id:
-                report.error(f"duplicate alias {key!r}: setParamsByID of {model.id} and an alias of {owner[key]}", path)
+                report.error(f"duplicate alias {key!r}: {setting} of {model.id} and an alias of {owner[key]}", path)
             elif key not in owner:
                 owner[key] = model.id
                 added.append(key)

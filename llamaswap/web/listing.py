@@ -192,10 +192,10 @@ def record(
 
 
 def every_alias(model: Model) -> list[str]:
-    """The other names of a model: its aliases and the keys of setParamsByID, each once, in order."""
+    """The other names of a model: its aliases and the keys of its filters, each once, in order."""
     names = dict.fromkeys(model.aliases)
     if not model.replica_of:
-        names.update(dict.fromkeys(key for key in model.filters.set_params_by_id if key != model.id))
+        names.update(dict.fromkeys(key for key in model.filters.ids if key != model.id))
     return list(names)
 
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from attrs import AttrsInstance, asdict, define, field, frozen
 from twisted.web.resource import IResource
 
-from llamaswap.config import Model
+from llamaswap.config import Filters, Model
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import TEXT, AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
@@ -21,6 +21,7 @@ from llamaswap.web.memory_api import MemorySource
 from llamaswap.web.model_list import quant_of
 from llamaswap.web.ollama_sink import timestamp
 from llamaswap.web.route import Route, RouteTable
+from llamaswap.wire.filters import IF_ABSENT
 from llamaswap.wire.ollama import DEFAULT_TAG
 
 MIB = 1 << 20
@@ -92,6 +93,7 @@ class ShowDocument:
     modelfile: str
     parameters: str
     template: str
+    system: str
     details: JsonObject
     model_info: JsonObject
     capabilities: list[str]
@@ -184,11 +186,16 @@ class OllamaEndpoints:
         if record.context_length:
             info[f"{architecture}.context_length"] = record.context_length
         model = self._model(record.id)
+        filters = Filters() if model is None else model.filters
+        system, given = filters.system_prompt_by_id.get(record.id, ""), filters.set_params_by_id.get(record.id, {})
+        parameters = {"num_ctx": record.context_length} if record.context_length else {}
+        parameters |= {name.removesuffix(IF_ABSENT): value for name, value in given.items()}
         document = ShowDocument(
             f"# llamaswap serves this model with the command in its configuration.\nFROM {record.id}\n",
-            f"num_ctx {record.context_length}" if record.context_length else "",
+            "\n".join(f"{name} {value}" for name, value in parameters.items()),
             # Editors look for .Suffix before they ask for an insertion, which llama.cpp's server knows.
             "{{ .Prompt }}{{ .Suffix }}" if model is not None and "llama-server" in model.cmd else "{{ .Prompt }}",
+            system,
             self._details(record.id),
             info,
             list(_capabilities(record, model)),

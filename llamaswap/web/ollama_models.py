@@ -32,6 +32,7 @@ from llamaswap.web.configfile import ConfigFile
 from llamaswap.web.errors import HttpError, message_of
 from llamaswap.web.route import Route, RouteTable
 from llamaswap.web.streaming_response import StreamingResponses
+from llamaswap.wire.filters import IF_ABSENT
 from llamaswap.wire.ollama import DEFAULT_TAG, options_of
 from llamaswap.wire.ollama_response import error_line
 from llamaswap.wire.openai import encode
@@ -43,13 +44,15 @@ Tell = Callable[[JsonObject], None]  # takes a step of a change
 CONCURRENT_PULLS = 2
 RELOAD_TIME = 5.0  # seconds in which a written configuration is in force
 RELOAD_POLL = 0.05
+PARAMETERS, SYSTEM = "setParamsByID", "systemPromptByID"  # the settings of a created name
 PULLED = "pulled"  # the member of a model's metadata that names the files that were pulled for it
 _HUB_NAME = re.compile(r"(?:https?://)?(?:(?:hf\.co|huggingface\.co)/)?([\w.-]+/[\w.-]+)(?::([\w.-]+))?", re.ASCII)
 _LIBRARY = (
     "only names of Hugging Face can be pulled, such as hf.co/ORG/REPOSITORY:Q4_K_M; models of Ollama's library cannot"
 )
-# What `create` would need beyond a new name with other parameters.
-_NOT_CREATED = ("files", "adapters", "template", "system", "messages", "quantize", "license", "modelfile", "path")
+# What `create` would need beyond a new name with other parameters and a system prompt.
+_NOT_CREATED = ("files", "adapters", "template", "messages", "quantize", "license", "modelfile", "path")
+LONGEST_SYSTEM = 65_536  # characters of a system prompt, which stands in the configuration
 
 
 @frozen
@@ -163,17 +166,21 @@ class OllamaModelEndpoints:
         content="application/x-ndjson",
     )
     async def create(self, call: AdminRequest) -> Response | IResource | None:
-        """Give a model another name, under which requests have other parameters."""
+        """Give a model another name, under which requests have other parameters and a system prompt."""
         if not self.config().ollama.enabled:
             return self.fallback
         body = call.json_object("the request's body is not a JSON object")
         name, source = _text(body, "model", "name"), _text(body, "from", "from_")
         refused = [member for member in _NOT_CREATED if body.get(member)]
         if refused:
-            raise HttpError(501, f"this server cannot do that: {refused[0]}; create takes model, from and parameters")
-        given = body.get("parameters")
+            takes = "create takes model, from, parameters and system"
+            raise HttpError(501, f"this server cannot do that: {refused[0]}; {takes}")
+        given, system = body.get("parameters"), body.get("system") or ""
+        if not isinstance(system, str) or len(system) > LONGEST_SYSTEM:
+            raise HttpError(400, f"'system' must be a text of at most {LONGEST_SYSTEM} characters")
         parameters = options_of(given) if isinstance(given, dict) else {}
-        return await self._answered(call, body, partial(self._create, name, source, parameters, call))
+        work = partial(self._create, name, source, parameters, system, call, replaces=True)
+        return await self._answered(call, body, work)
 
     @route("POST", "/api/copy", runs_commands=True, body=CopyBody, content="text/plain")
     async def copy(self, call: AdminRequest) -> Response | IResource:
@@ -181,7 +188,7 @@ class OllamaModelEndpoints:
         if not self.config().ollama.enabled:
             return self.fallback
         body = call.json_object("the request's body is not a JSON object")
-        await self._create(_text(body, "destination"), _text(body, "source"), {}, call, lambda line: None)
+        await self._create(_text(body, "destination"), _text(body, "source"), {}, "", call, lambda line: None)
         return Response(200)
 
     @route("DELETE", "/api/delete", runs_commands=True, body=ModelChangeBody, content="text/plain")
@@ -265,23 +272,40 @@ class OllamaModelEndpoints:
         name: str,
         source: str,
         parameters: JsonObject,
+        system: str,
         call: AdminRequest,
         tell: Tell,
+        *,
+        replaces: bool = False,
     ) -> None:
+        """Name a model, with what its name `source` has and what is given; with `replaces` the name may be one already,
+        though not a model's ID."""
         self._allowed()
         config = self.config()
-        model = config.real(source) or config.real(source.removesuffix(DEFAULT_TAG))
-        if model is None or config.models[model].replica_of:
+        source = source if config.real(source) else source.removesuffix(DEFAULT_TAG)
+        model, before = config.models.get(config.real(source) or ""), config.models.get(config.real(name) or "")
+        if model is None or model.replica_of:
             raise HttpError(404, f"model {source!r} not found")
-        if self._known(name):
+        if self._known(name) and (not replaces or before is None or before.id == name):
             raise HttpError(409, f"{name!r} is a name already; delete it first")
-        tell({"status": f"using {model}"})
-        if parameters:
-            path = ("models", model, "filters", "setParamsByID", name)
-            await self._edit(call, lambda text: set_key(text, path, json.dumps(parameters)))
-        else:
-            await self._edit(call, lambda text: add_item(text, ("models", model, "aliases"), scalar(name)))
-        await self._until(lambda: self._known(name))
+        tell({"status": f"using {model.id}"})
+        rules = _rules(model, source, parameters, system)
+
+        def change(text: str) -> str:
+            text = text if before is None else _without_alias(text, before.id, name)
+            for setting, value in rules.items():
+                written = json.dumps(value, ensure_ascii=False)
+                text = set_key(text, ("models", model.id, "filters", setting, name), written)
+            return text if rules else add_item(text, ("models", model.id, "aliases"), scalar(name))
+
+        await self._edit(call, change)
+        await self._until(lambda: self._has_rules(name, rules))
+
+    def _has_rules(self, name: str, rules: JsonObject) -> bool:
+        """Whether the name is in force as it was written."""
+        config = self.config()
+        model = config.models.get(config.real(name) or "")
+        return model is not None and _rules(model, name, {}, "") == rules
 
     async def _delete_pulled(self, call: AdminRequest, model: Model) -> None:
         pulled = model.metadata.get(PULLED)
@@ -334,11 +358,28 @@ class OllamaModelEndpoints:
 
 
 def _without_alias(text: str, model: str, name: str) -> str:
-    """The text without this name of a model, an alias or a key of setParamsByID."""
-    try:
-        return remove_value(text, ("models", model, "aliases"), name)
-    except NotEditable:
-        return remove(text, ("models", model, "filters", "setParamsByID", name))
+    """The text without this name of a model: an alias, and a key of the settings by name."""
+    left, failure = text, None
+    for setting in (PARAMETERS, SYSTEM, "aliases"):
+        try:
+            if setting == "aliases":
+                left = remove_value(left, ("models", model, setting), name)
+            else:
+                left = remove(left, ("models", model, "filters", setting, name))
+        except NotEditable as error:
+            failure = error
+    if left == text and failure is not None:
+        raise failure
+    return left
+
+
+def _rules(model: Model, source: str, parameters: JsonObject, system: str) -> JsonObject:
+    """The settings by name of a name that is made from another name of a model. Requests may set the parameters."""
+    of_source = model.filters.set_params_by_id.get(source, {})
+    found = {name: value for name, value in of_source.items() if name.removesuffix(IF_ABSENT) not in parameters}
+    found |= {name + IF_ABSENT: value for name, value in parameters.items()}
+    prompt = system or model.filters.system_prompt_by_id.get(source, "")
+    return {setting: value for setting, value in ((PARAMETERS, found), (SYSTEM, prompt)) if value}
 
 
 def _text(body: Mapping[str, object], *names: str) -> str:

@@ -48,8 +48,8 @@ def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str
         _set_all(body, rules.set_params_by_id.get(requested) or {})
     for parameter, bounds in rules.clamp_params.items():
         _edit(f"clamping parameter {parameter} in request", body.clamp, parameter, bounds.least, bounds.most)
-    if rules.system_prompt:
-        _edit("adding the system prompt to request", body.add_system_prompt, rules.system_prompt)
+    if prompt := rules.system_prompt_by_id.get(requested) or rules.system_prompt:
+        _edit("adding the system prompt to request", body.add_system_prompt, prompt)
 
 
 def bound_tokens(body: JsonBody, path: str, limit: int) -> None:

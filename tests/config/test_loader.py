@@ -230,6 +230,13 @@ class ModelValues(LoadCase):
         self.assertEqual(config.models["owl"].filters.set_params_by_id["owl:hi"], {"e": 2})
         self.assertNotIn("other", config.models["owl"].filters.set_params_by_id)
 
+    def test_system_prompts_by_id_make_aliases(self):
+        rules = "cmd: x, px, filters: {setParamsByID: {hot: {e: 1}}, systemPromptByID: {hot: a, %s: b}}"
+        config = self.ok(owl(rules % "calm"))
+        self.assertEqual((config.models["owl"].aliases, config.real("calm")), (("hot", "calm"), "owl"))
+        text = "models: {cat: {%s}, owl: {%s, filters: {systemPromptByID: {cat: a}}}}"
+        self.err(text % (("cmd: x, proxy: 'http://localhost:9'",) * 2), "systemPromptByID")
+
     def test_set_params_by_id_keys_are_expanded_and_must_differ(self):
         """config T087"""
         before = "macros: {f: k1, g: k1}\nstartPort: 6300\n"

@@ -98,12 +98,17 @@ class Talker(BaseHTTPRequestHandler):
             self.reply({"error": {"message": "the context is full"}}, 400)
             return
         answered = [message["tool_call_id"] for message in messages if message["role"] == "tool"]
+        told = "".join(message["content"] for message in messages if str(message["content"]).startswith("Be "))
         if body.get("tools") and not answered:
             pieces = [{"tool_calls": [{"index": 0, **CALL}]}]
         else:
             images = sum(part["type"] == "image_url" for part in parts(messages[-1]))
             kind = body.get("response_format", {}).get("type", "text")
-            pieces = [{"content": f"{images} images,"}, {"content": f" {kind}"}, {"content": f" {''.join(answered)}"}]
+            pieces = [
+                {"content": f"{images} images,"},
+                {"content": f" {kind}"},
+                {"content": f" {''.join(answered)}{told}"},
+            ]
         thinks = body.get("chat_template_kwargs", {}).get("enable_thinking")
         pieces = [{"reasoning_content": "hm"}, *pieces] if thinks else pieces
         usage = {"prompt_tokens": 7, "completion_tokens": len(pieces), "total_tokens": 7 + len(pieces)}

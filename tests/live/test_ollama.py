@@ -203,9 +203,9 @@ class ChangeTests(SynchronousTestCase):
 
     def test_copy_create_and_delete_change_the_names(self):
         self.client.copy("talker", "friend")
-        self.client.create("calm", from_="talker", parameters={"temperature": 0.1})
-        for name in ("friend", "calm"):
-            self.assertEqual(self.client.generate(name, "hi").response, "0 images, text ")
+        self.client.create("calm", from_="talker", parameters={"temperature": 0.1}, system="Be calm.")
+        for name, told in (("friend", ""), ("calm", "Be calm.")):
+            self.assertEqual(self.client.generate(name, "hi").response, f"0 images, text {told}")
             self.client.delete(name)
         with self.assertRaises(ollama.ResponseError):
             self.client.generate("calm", "hi")

@@ -98,7 +98,7 @@ class CreateTests(TestCase):
         found = lines(opened(here, "/api/create", body))
         self.assertEqual([line["status"] for line in found], ["using alpha", "success"])
         rules = here.config().models["alpha"].filters.set_params_by_id
-        self.assertEqual(rules["cool"], {"temperature": 0.1, "max_tokens": 9})
+        self.assertEqual(rules["cool"], {"temperature?": 0.1, "max_tokens?": 9})
 
     def test_created_model_without_parameters_is_an_alias(self):
         here = world()
@@ -106,8 +106,54 @@ class CreateTests(TestCase):
         self.assertEqual(answer.json, {"status": "success"})
         self.assertEqual(here.config().real("cool"), "beta")
 
+    def test_created_model_has_a_system_prompt_of_its_own(self):
+        here = world()
+        body = {"model": "mario", "from": "alpha", "system": 'You are "Mario":\nbe brief.', "stream": False}
+        self.assertEqual(post(here, "/api/create", body).json, {"status": "success"})
+        rules = here.config().models["alpha"].filters
+        self.assertEqual(rules.system_prompt_by_id, {"mario": 'You are "Mario":\nbe brief.'})
+        self.assertEqual((here.config().real("mario"), rules.system_prompt), ("alpha", ""))
+        self.assertEqual(post(here, "/api/show", {"model": "mario"}).json["system"], body["system"])
+        self.assertEqual(post(here, "/api/show", {"model": "alpha"}).json["system"], "")
+        self.assertIn("# mine", here.files.text)
+
+    def test_created_model_is_made_from_another_created_one_and_replaced(self):
+        here = world()
+        options = {"temperature": 0.1, "seed": 7}
+        first = {"model": "one", "from": "beta", "system": "first", "parameters": options, "stream": False}
+        for body in (
+            first,
+            {"model": "two", "from": "one:latest", "parameters": {"temperature": 0.9}, "stream": False},
+            {"model": "one", "from": "alpha", "system": "again", "stream": False},
+            {"model": "three", "from": "beta:hot", "parameters": {"temperature": 2}, "stream": False},
+        ):
+            self.assertEqual(post(here, "/api/create", body).json, {"status": "success"}, body)
+        self.assertEqual(post(here, "/api/copy", {"source": "two", "destination": "four"}).status, 200)
+        models = here.config().models
+        self.assertEqual(models["alpha"].filters.ids, ("one",))
+        rules = models["beta"].filters
+        self.assertEqual(rules.system_prompt_by_id, {"two": "first", "four": "first"})
+        self.assertEqual(rules.set_params_by_id["two"], {"seed?": 7, "temperature?": 0.9})
+        self.assertEqual(rules.set_params_by_id["four"], {"seed?": 7, "temperature?": 0.9})
+        self.assertEqual(rules.set_params_by_id["three"], {"temperature?": 2})
+        self.assertEqual(post(here, "/api/show", {"model": "two"}).json["parameters"], "seed 7\ntemperature 0.9")
+        self.assertEqual(post(here, "/api/delete", {"model": "two"}, "DELETE").status, 200)
+        self.assertEqual(here.config().real("two"), None)
+        self.assertEqual(set(here.config().models["beta"].filters.ids), {"beta:hot", "three", "four"})
+
+    def test_name_of_a_model_is_not_replaced_and_a_system_prompt_must_be_a_text(self):
+        for body, status in (
+            ({"model": "beta", "from": "alpha", "system": "x"}, 409),
+            ({"model": "x", "from": "alpha", "system": ["x"]}, 400),
+            ({"model": "x", "from": "alpha", "system": "x" * 65_537}, 400),
+            ({"model": "x", "from": "alpha", "system": "${ghost}"}, 422),
+        ):
+            here = world()
+            self.assertEqual(post(here, "/api/create", {**body, "stream": False}).status, status, body)
+            self.assertEqual(here.files.written, [])
+
     def test_more_than_that_is_not_created(self):
-        for member in ("system", "files", "template", "quantize"):
+        for member in ("files", "adapters", "template", "messages", "license", "quantize"):
             answer = post(world(), "/api/create", {"model": "cool", "from": "alpha", member: "x"})
             self.assertEqual(answer.status, 501)
             self.assertIn(member, answer.json["error"])

@@ -72,6 +72,13 @@ class FilterTests(SynchronousTestCase):
             error = self.assertRaises(FilterError, filtered, b'{"model2":["s"]}', rules)
             self.assertIn(word, str(error))
 
+    def test_system_prompt_of_a_name_comes_before_that_of_the_model(self):
+        rules = Filters(system_prompt="general", system_prompt_by_id={"m": "own"})
+        for name, text in (("m", "own"), ("other", "general")):
+            body = JsonBody.parse(b'{"messages":[]}')
+            apply(body, rules, requested=name)
+            self.assertEqual(json.loads(body.render())["messages"][0]["content"], text)
+
     def test_system_prompt_is_added_if_the_client_sends_none(self):
         rules = Filters(system_prompt='be "kind"')
         added = b'{"role":"system","content":"be \\"kind\\""}'

@@ -59,6 +59,9 @@ class Filters:
         "Parameters to set if the request names the model by this ID; each ID becomes an alias.", name="setParamsByID"
     )
     system_prompt: str = TEXT.key("The system prompt of a chat whose client sends none.")
+    system_prompt_by_id: Mapping[str, str] = TEXT_MAP.key(
+        "The same if the request names the model by this ID; each ID becomes an alias.", name="systemPromptByID"
+    )
     rename_params: Mapping[str, str] = TEXT_MAP.key(
         "Request parameters to rename before the other changes; one whose new name the client sent too is removed."
     )
@@ -66,6 +69,11 @@ class Filters:
         "Smallest and largest values of numeric request parameters, applied after the other changes."
     )
     strip_params: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The names for which there are parameters or a system prompt of their own, each once."""
+        return tuple(dict.fromkeys((*self.set_params_by_id, *self.system_prompt_by_id)))
 
 
 @frozen
