@@ -22,7 +22,8 @@ from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.errors import Headers, HttpError, unauthorized
 from llamaswap.web.head_facts import Authenticated
 from llamaswap.web.key_access import OPEN, KeyAccess, access_of
-from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, allowed_origin, credential, is_websocket
+from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, credential, protocol_key
+from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, allowed_origin, is_websocket
 
 First = Callable[[bytes], "bytes | None"]
 
@@ -69,8 +70,13 @@ class Authenticator:
             return Authenticated(NO_HEADERS, access)
         access.require("infer")
         # The client knows a key already, so the time that these comparisons take reveals nothing.
-        found = {name.lower() for name, value in head.headers if self._is_key(value) or self._is_key(credential(value))}
+        found = {name.lower() for name, value in head.headers if self._has_key(name, value)}
         return Authenticated(frozenset(found - ESSENTIAL), access)
+
+    def _has_key(self, name: bytes, value: bytes) -> bool:
+        if name.lower() == WEBSOCKET_PROTOCOL:
+            return self._is_key(protocol_key(value))
+        return self._is_key(value) or self._is_key(credential(value))
 
     def _is_key(self, text: bytes) -> bool:
         return text in self._plain or (
@@ -90,9 +96,11 @@ class Authenticator:
 def presented(first: First) -> bytes:
     """The key that a request presents, empty if none.
 
-    Basic's password, else Bearer's token, else x-api-key; the first that is not empty counts, valid or not.
+    Basic's password, else Bearer's token, else x-api-key, else a page's among the protocols of a websocket; the first
+    that is not empty counts, valid or not.
     """
-    return credential(first(b"authorization") or b"") or first(b"x-api-key") or b""
+    key = credential(first(b"authorization") or b"") or first(b"x-api-key") or b""
+    return key or protocol_key(first(WEBSOCKET_PROTOCOL) or b"")
 
 
 # -- CORS --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from twisted.web.resource import IResource
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import QueryParameter, Route, RouteTable
+from llamaswap.web.websockets import UPGRADE_REQUIRED
 from llamaswap.wire.model_routes import MODEL_ROUTES, ModelRoute
 
 
@@ -60,7 +61,7 @@ class ProxyRoutes:
     @route("GET", "/v1/realtime", changes_state=False, scope="any", status=101, query=_MODEL)
     def websocket(self, call: AdminRequest) -> Response:
         """A session of the realtime API, as a websocket; its model may be in the first `session.update` instead."""
-        raise HttpError(426, f"{call.path} is a websocket", headers=((b"Upgrade", b"websocket"),))
+        raise HttpError(426, f"{call.path} is a websocket", headers=UPGRADE_REQUIRED)
 
     @route("GET POST DELETE", "/v1/responses/<rest:response>", changes_state=False, key="by handler")
     @route("GET POST DELETE", "/v1/videos/<rest:job>", changes_state=False, key="by handler", content="*/*")

@@ -25,6 +25,7 @@ from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
 from llamaswap.web.errors import HttpError
 from llamaswap.wire.byte_budget import ByteBudget
+from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, without_protocol_key
 from llamaswap.wire.headers import ResponseHeaders, is_websocket
 from llamaswap.wire.openai import encode
 from llamaswap.wire.websocket import (
@@ -42,6 +43,8 @@ from llamaswap.wire.websocket import (
 
 RESPONSES, REALTIME = b"/v1/responses", b"/v1/realtime"
 PATHS = frozenset((RESPONSES, REALTIME))
+# A 426 has to say what to upgrade to (RFC 9110, 15.5.22), and that this is of the connection (7.8).
+UPGRADE_REQUIRED = ((b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"))
 NAMING_TIME = 30.0  # seconds from the handshake in which a client names its model
 EARLY_LIMIT = 1 << 20  # bytes of a client's events that are kept until the model's server is connected
 EARLY_TOGETHER = 64 << 20  # bytes of them of all clients
@@ -56,7 +59,8 @@ def is_websocket_route(head: RequestHead) -> bool:
 
 def no_websocket(why: str) -> HttpError:
     """The error for a client that uses POST if it gets no websocket."""
-    return HttpError(426, f"no websocket for this request: {why}; send POST /v1/responses instead", "no_websocket")
+    text = f"no websocket for this request: {why}; send POST /v1/responses instead"
+    return HttpError(426, text, "no_websocket", UPGRADE_REQUIRED)
 
 
 @define(eq=False)
@@ -136,8 +140,8 @@ class AcceptedWebsocket(Protocol):
             b"Connection: Upgrade",
             b"Sec-WebSocket-Accept: " + accept_key(key),
         ]
-        offered = [item.strip() for item in (head.first(b"sec-websocket-protocol") or b"").split(b",") if item.strip()]
-        if offered:  # browsers end a connection on which none is chosen
+        offered = without_protocol_key(head.first(WEBSOCKET_PROTOCOL) or b"").split(b", ")
+        if offered[0]:  # browsers end a connection on which none is chosen
             lines.append(b"Sec-WebSocket-Protocol: " + (b"realtime" if b"realtime" in offered else offered[0]))
         pipe = exchange.sink.upgrade(b"\r\n".join(lines) + b"\r\n\r\n")
         self.wire = pipe

@@ -6,13 +6,12 @@ is passed on do not change.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from ipaddress import ip_address
 
 from attrs import define, field
 
+from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, credential, protocol_key, without_protocol_key
 from llamaswap.wire.known_response import KnownResponse
 
 Header = tuple[bytes, bytes]
@@ -153,21 +152,6 @@ def without_keys(headers: Sequence[Header], key_headers: frozenset[bytes]) -> Se
     return [(name, REDACTED if name.lower() in key_headers else value) for name, value in headers]
 
 
-def credential(authorization: bytes) -> bytes:
-    """The key in an Authorization header's value: Basic's password or Bearer's token, else empty."""
-    scheme, _, rest = authorization.partition(b" ")
-    if scheme.lower() == b"basic":
-        return _password(rest)
-    return rest if scheme.lower() == b"bearer" else b""
-
-
-def _password(encoded: bytes) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True).partition(b":")[2]
-    except (binascii.Error, ValueError):
-        return b""
-
-
 def withheld(
     headers: Iterable[Header], key_headers: frozenset[bytes], forward: str, known: Container[bytes] | None
 ) -> frozenset[bytes]:
@@ -185,7 +169,10 @@ def withheld(
     return frozenset(
         lower
         for name, value in headers
-        if (lower := name.lower()) in key_headers and value not in known and credential(value) not in known
+        if (lower := name.lower()) in key_headers
+        and value not in known
+        and credential(value) not in known
+        and not (lower == WEBSOCKET_PROTOCOL and protocol_key(value) in known)
     )
 
 
@@ -256,7 +243,8 @@ def _crossing(headers: Sequence[Header], *, key_headers: frozenset[bytes], meter
         if lower in _STAYS:
             hop.append(item)
         elif lower in key_headers:
-            continue
+            if lower == WEBSOCKET_PROTOCOL and (left := without_protocol_key(item[1])):
+                kept.append((item[0], left))
         elif metered and lower == b"accept-encoding":
             value = readable_encodings(item[1])
             if value:

@@ -14,13 +14,14 @@ from llamaswap.errors import StartFailed
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.tunnel import ClientPipe
+from llamaswap.web.auth import Authenticator
 from llamaswap.web.head_facts import Authenticated
 from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.websockets import EARLY_LIMIT, EARLY_TOGETHER, IDLE_TIME, NAMING_TIME
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.websocket import BINARY, CLOSE, PING, PONG, TEXT, MessageReader, frame
 from tests.proxy.doubles import Wire
-from tests.web.pipeline import FakeSink, Stage, config
+from tests.web.pipeline import FakeSink, Stage, config, model
 
 UPGRADE = (
     (b"Host", b"me"),
@@ -269,6 +270,49 @@ class _Collects:
         self.data += data
 
 
+class PageKeyTests(SynchronousTestCase):
+    """A page can send a key only among the protocols that it offers."""
+
+    OFFERED = b"realtime, openai-insecure-api-key.%b, openai-beta.realtime-v1"
+
+    def open(self, key, target=b"/v1/realtime?model=alpha", **more):
+        self.stage = Stage(states={"alpha": "ready"}, config=config(**more))
+        keys = (ApiKey(Secret("sk-page"), "page"), ApiKey(Secret("sk-other"), "other", models=("beta",)))
+        self.stage.inference.authenticate = Authenticator(lambda: keys)
+        return Opened(self.stage, target, (b"Sec-WebSocket-Protocol", self.OFFERED % key))
+
+    def sent(self):
+        return self.stage.forwarding.header(b"sec-websocket-protocol")
+
+    def test_the_key_of_a_page_is_accepted_and_not_forwarded(self):
+        self.open(b"sk-page")
+        self.assertEqual(self.sent(), b"realtime, openai-beta.realtime-v1")
+        self.assertEqual(self.stage.witness.facts.key_name, "page")
+        self.assertNotIn("sk-page", str(self.stage.witness.facts.headers))
+
+    def test_a_wrong_key_of_a_page_is_refused(self):
+        self.assertEqual(self.open(b"sk-wrong").sink.status, 401)
+        self.assertEqual(self.open(b"sk-other").sink.status, 403)
+
+    def test_the_key_of_a_page_goes_to_a_server_that_has_it_too(self):
+        self.open(b"sk-page", b"/v1/realtime?model=own", models=[model("own", cmd="serve --api-key sk-page")])
+        self.assertIn(b"sk-page", self.sent() or b"")
+
+    def test_a_websocket_that_is_accepted_first_chooses_no_key_as_its_protocol(self):
+        for offered, chosen in (
+            (self.OFFERED % b"sk-page", b"realtime"),
+            (b"openai-insecure-api-key.sk-page, chat", b"chat"),
+            (b"openai-insecure-api-key.sk-page", None),
+        ):
+            self.open(b"sk-page")
+            client = Opened(self.stage, b"/v1/realtime", (b"Sec-WebSocket-Protocol", offered))
+            head = client.wire.took().partition(b"\r\n\r\n")[0]
+            self.assertNotIn(b"sk-page", head)
+            line = b"Sec-WebSocket-Protocol: " + chosen if chosen else b"HTTP/1.1 101"
+            self.assertIn(line, head)
+            self.assertEqual(b"Sec-WebSocket-Protocol" in head, bool(chosen))
+
+
 class ResponsesTests(SynchronousTestCase):
     def open(self, target, **router):
         self.stage = Stage(**router)
@@ -277,6 +321,8 @@ class ResponsesTests(SynchronousTestCase):
     def refused(self, target, **router):
         client = self.open(target, **router)
         self.assertEqual((client.sink.status, client.done), (426, [None]))
+        headers = [client.sink.header(name) for name in (b"upgrade", b"connection")]
+        self.assertEqual(headers, [b"websocket", b"Upgrade"])
         return client.sink.json["error"]["message"]
 
     def test_without_a_model_there_is_none(self):
