@@ -5,8 +5,9 @@ The names are those of /v1/models. What this server cannot do answers 501 with t
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 
 from attrs import AttrsInstance, asdict, define, field, frozen
@@ -192,7 +193,7 @@ class OllamaEndpoints:
         parameters |= {name.removesuffix(IF_ABSENT): value for name, value in given.items()}
         document = ShowDocument(
             f"# llamaswap serves this model with the command in its configuration.\nFROM {record.id}\n",
-            "\n".join(f"{name} {value}" for name, value in parameters.items()),
+            "\n".join(_parameter_lines(parameters)),
             # Editors look for .Suffix before they ask for an insertion, which llama.cpp's server knows.
             "{{ .Prompt }}{{ .Suffix }}" if model is not None and "llama-server" in model.cmd else "{{ .Prompt }}",
             system,
@@ -295,6 +296,13 @@ def _uses(document: JsonObject) -> Iterator[tuple[str, str, int]]:
     for device in devices if isinstance(devices, list) else ():
         for row in device["models"]:
             yield device["device"], row["model"], row["mib"] * MIB
+
+
+def _parameter_lines(parameters: Mapping[str, object]) -> Iterator[str]:
+    """Each value of each parameter on a line, a text in quotes: clients read the lines by a pattern."""
+    for name, value in parameters.items():
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            yield f"{name} {json.dumps(one, ensure_ascii=False)}"
 
 
 def _all_members(record: AttrsInstance) -> JsonObject:

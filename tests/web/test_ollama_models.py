@@ -119,7 +119,7 @@ class CreateTests(TestCase):
 
     def test_created_model_is_made_from_another_created_one_and_replaced(self):
         here = world()
-        options = {"temperature": 0.1, "seed": 7}
+        options = {"temperature": 0.1, "seed": 7, "stop": ["<a b>", "c"]}
         first = {"model": "one", "from": "beta", "system": "first", "parameters": options, "stream": False}
         for body in (
             first,
@@ -133,10 +133,11 @@ class CreateTests(TestCase):
         self.assertEqual(models["alpha"].filters.ids, ("one",))
         rules = models["beta"].filters
         self.assertEqual(rules.system_prompt_by_id, {"two": "first", "four": "first"})
-        self.assertEqual(rules.set_params_by_id["two"], {"seed?": 7, "temperature?": 0.9})
-        self.assertEqual(rules.set_params_by_id["four"], {"seed?": 7, "temperature?": 0.9})
+        self.assertEqual(rules.set_params_by_id["two"], {"seed?": 7, "stop?": ["<a b>", "c"], "temperature?": 0.9})
+        self.assertEqual(rules.set_params_by_id["four"], rules.set_params_by_id["two"])
         self.assertEqual(rules.set_params_by_id["three"], {"temperature?": 2})
-        self.assertEqual(post(here, "/api/show", {"model": "two"}).json["parameters"], "seed 7\ntemperature 0.9")
+        shown = post(here, "/api/show", {"model": "two"}).json["parameters"]
+        self.assertEqual(shown, 'seed 7\nstop "<a b>"\nstop "c"\ntemperature 0.9')
         self.assertEqual(post(here, "/api/delete", {"model": "two"}, "DELETE").status, 200)
         self.assertEqual(here.config().real("two"), None)
         self.assertEqual(set(here.config().models["beta"].filters.ids), {"beta:hot", "three", "four"})
