@@ -124,7 +124,7 @@ class Shutdown:
         if web.agent is not None:
             web.agent.close()
         models.launcher.close()
-        models.record_file.flush()
+        models.record_file.close()
         models.guardian.close()
 
     async def _close(self) -> None:

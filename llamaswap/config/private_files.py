@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from attrs import field, frozen
@@ -21,6 +22,7 @@ FILE_MODE = 0o600
 MAX_BYTES = 16 * 1024 * 1024  # of a file that is read; the program's files have a few kilobytes
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a FIFO must not stop us
+_WRITE_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UnsafePath(PermissionError):
@@ -80,6 +82,10 @@ class PrivateFolder:
         except OSError:
             self.remove(fresh)
             raise
+
+    def open(self, name: str) -> FileIO:
+        """Open a file of this folder to overwrite it in place."""
+        return FileIO(os.open(name, _WRITE_FLAGS, dir_fd=self.descriptor), "wb")
 
     def remove(self, name: str) -> None:
         """Delete a file if it exists."""

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 from attrs import Factory, define, field, frozen
@@ -23,6 +24,7 @@ from llamaswap.servers import guardian, procfs
 from llamaswap.servers.spawn import ChildRecord, Kernel
 
 LOST_AFTER = 5.0  # seconds after SIGKILL
+PAGE = 4096  # bytes that the kernel takes from a write at once, whenever the process is killed
 # Seconds for the guardian of the killed proxy, whose stop commands could stop what is started now.
 GUARDIAN_LIMIT = guardian.GRACE + guardian.LOST_AFTER + guardian.STOP_LIMIT + 1.0
 
@@ -32,6 +34,9 @@ _log = Logger()
 @define(eq=False)
 class ChildRecordFile:
     """The running servers in a file that is complete at every moment. `path` None keeps no record.
+
+    It is overwritten in place while it fits into a page: a start waits for the write, and to make a new file takes half
+    a millisecond, ten times that while the disk is busy.
 
     `guardian_pid` names the guardian process. A failing disk costs the next start its sweep, never a model its start.
     `later` calls its argument after a moment: a server that has ended is taken out then, because its place may be
@@ -46,6 +51,7 @@ class ChildRecordFile:
     _children: dict[int, ChildRecord] = Factory(dict)
     _outdated: bool = False
     _warned: bool = False
+    _file: FileIO | None = None  # the file that was written last, if it can be overwritten
 
     def started(self, record: ChildRecord) -> None:
         self._children[record.pid] = record
@@ -61,6 +67,11 @@ class ChildRecordFile:
         if self._outdated:
             self._write()
 
+    def close(self) -> None:
+        """Write what is left to be written, and close the file."""
+        self.flush()
+        self._forget()
+
     def _write(self) -> None:
         self._outdated = False
         if self.path is None:
@@ -75,8 +86,7 @@ class ChildRecordFile:
             "children": [{name: getattr(record, name) for name in names} for record in self._children.values()],
         }
         try:
-            with private_folder(self.path.parent, make=True, links=True) as folder:
-                folder.write(self.path.name, json.dumps(document).encode())
+            self._store(self.path, json.dumps(document).encode())
         except OSError as error:
             if not self._warned:
                 self._warned = True
@@ -85,6 +95,31 @@ class ChildRecordFile:
                     path=str(self.path),
                     error=error.strerror or str(error),
                 )
+
+    def _store(self, path: Path, content: bytes) -> None:
+        content = content.ljust(PAGE)
+        if len(content) == PAGE and self._overwrite(path, content):
+            return
+        self._forget()
+        with private_folder(path.parent, make=True, links=True) as folder:
+            folder.write(path.name, content)
+            if len(content) == PAGE:
+                self._file = folder.open(path.name)
+
+    def _overwrite(self, path: Path, content: bytes) -> bool:
+        """Whether the file of the last write was still there and has the content now."""
+        if self._file is None:
+            return False
+        try:
+            here = os.path.samestat(os.fstat(self._file.fileno()), os.lstat(path))
+            return here and os.pwrite(self._file.fileno(), content, 0) == len(content)
+        except OSError:
+            return False
+
+    def _forget(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 @frozen

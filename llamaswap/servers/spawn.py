@@ -164,7 +164,7 @@ class Child(ProcessProtocol):
     def emptied(self) -> bool:
         """Whether it and all its descendants are gone.
 
-        To read every process of the machine takes 15 us each, and a request may wait for the next model. If a signal
+        To look at every process of the machine takes 2 us each, and a request may wait for the next model. If a signal
         began the stop, its processes are known, and only these are read.
         """
         if self.status is None:

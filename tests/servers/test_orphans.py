@@ -1,5 +1,6 @@
 """The record of children, its sweep, and the proxy's side of the guardian."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.servers.guardian import CHILDREN, ChildTable
 from llamaswap.servers.guardian_client import REPLACEMENTS, GuardianClient
-from llamaswap.servers.orphans import GUARDIAN_LIMIT, ChildRecordFile, read_record, sweep
+from llamaswap.servers.orphans import GUARDIAN_LIMIT, PAGE, ChildRecordFile, read_record, sweep
 from llamaswap.servers.spawn import ChildRecord
 from tests.servers.doubles import KILL, TERM, World
 
@@ -67,6 +68,64 @@ class RecordTests(SynchronousTestCase):
         record.ended(two)
         record.flush()
         self.assertEqual(listed(), [])
+
+    def record(self):
+        record = ChildRecordFile(self.path, self.world, "boot")
+        self.addCleanup(record.close)
+        return record
+
+    def listed(self):
+        return list(read_record(self.path, "boot", self.world).children)
+
+    def test_start_makes_no_new_file_if_there_is_one(self):
+        record = self.record()
+        one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
+        record.started(one)
+        before = self.path.stat().st_ino
+        record.started(two)
+        record.ended(one)
+        self.assertEqual((self.path.stat().st_ino, self.listed()), (before, [two]))
+
+    def test_file_that_was_deleted_or_replaced_is_written_again(self):
+        record = self.record()
+        one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
+        record.started(one)
+        self.path.unlink()
+        record.started(two)
+        self.assertEqual(self.listed(), [one, two])
+        other = self.path.with_name("other")
+        other.write_text("{}")
+        other.replace(self.path)
+        record.ended(one)
+        self.assertEqual(self.listed(), [two])
+
+    def test_record_of_many_servers_is_replaced_in_one_step_and_shrinks_again(self):
+        record = self.record()
+        many = [ChildRecord(pid, 70, f"m.{pid}", "kiwi" * 20, 5800) for pid in range(7, 57)]
+        for number, one in enumerate(many, 1):
+            record.started(one)
+            self.assertEqual(self.listed(), many[:number])
+        self.assertGreater(self.path.stat().st_size, PAGE)
+        before = self.path.stat().st_ino
+        record.started(many[0])
+        self.assertNotEqual(self.path.stat().st_ino, before)
+        for number, one in enumerate(many, 1):
+            record.ended(one)
+            self.assertEqual(self.listed(), many[number:])
+        self.assertEqual(self.path.stat().st_size, PAGE)
+        self.assertEqual(os.listdir(self.path.parent), ["children.json"])
+
+    def test_file_that_cannot_be_overwritten_is_replaced(self):
+        record = self.record()
+        one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
+        record.started(one)
+
+        def failing(descriptor, content, offset):
+            raise OSError(errno.EIO, "input/output error")
+
+        self.patch(os, "pwrite", failing)
+        record.started(two)
+        self.assertEqual(self.listed(), [one, two])
 
     def test_failing_disk_does_not_fail_a_start(self):
         blocked = Path(self.mktemp())

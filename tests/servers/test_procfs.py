@@ -38,6 +38,39 @@ class ProcessTests(SynchronousTestCase):
         self.assertIn(child.pid, [one.pid for one in procfs.members(child.pid, leader.start, "no-such-mark")])
         self.assertEqual(procfs.members(child.pid, leader.start - 1, "no-such-mark"), [])
 
+    def test_marked_process_is_a_member_after_it_left_the_session_and_its_parents_ended(self):
+        inner = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+        outer = f"import subprocess, sys; subprocess.Popen([sys.executable, '-I', '-S', '-c', {inner!r}])"
+        leader_code = (
+            f"import subprocess, sys; subprocess.run([sys.executable, '-I', '-c', {outer!r}], start_new_session=True)"
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-c", leader_code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={procfs.MARK: "mark.7"},
+            start_new_session=True,
+        )
+        self.addCleanup(child.communicate)
+        start = procfs.stat(child.pid).start
+        stray = int(child.stdout.readline())
+        child.wait()
+        self.assertIsNone(procfs.stat(os.getsid(stray)), "the leader of its session has ended")
+        self.assertEqual([one.pid for one in procfs.members(child.pid, start, "mark.7")], [stray])
+
+    def test_processes_of_older_sessions_are_not_read_to_find_members(self):
+        older = procfs.stat(os.getsid(0))
+        if older is None:
+            self.skipTest("the leader of this session has ended")
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
+        )
+        self.addCleanup(child.communicate)
+        start, read, stat = procfs.stat(child.pid).start, [], procfs.stat
+        self.patch(procfs, "stat", lambda pid: read.append(pid) or stat(pid))
+        self.assertIn(child.pid, [one.pid for one in procfs.started_since(start)])
+        self.assertNotIn(os.getpid(), set(read) - {older.pid})
+
     def test_descendants_are_found_through_their_living_parents(self):
         code = (
             "import subprocess, sys\n"
