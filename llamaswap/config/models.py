@@ -18,7 +18,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.macros import Expander, ExpansionBudget, Macros
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SourceLocation, is_null, kind_of
 from llamaswap.config.schema import MINIMUM_HEALTH_CHECK_TIMEOUT, Config
-from llamaswap.config.schema.hosts import check_place
+from llamaswap.config.schema.hosts import check_kept, check_place
 from llamaswap.config.schema.memory import NO_CHOICE
 from llamaswap.config.schema.model import COMFYUI_MODEL, DEFAULT_PROXY, USE_GLOBAL_TTL, Compat, Filters, Model
 
@@ -183,6 +183,8 @@ def model(draft: ModelDraft, inherited: Config, report: Diagnostics, gpu_ids: tu
     _check_slots(made, report)
     runs_elsewhere = made.endpoint is not None and not made.endpoint.on_this_machine
     check_place(made.place, f"models.{draft.id}.place", inherited.hosts, runs_elsewhere, report)
+    if inherited.hosts is not None and not runs_elsewhere:
+        check_kept(made.id, made.place, {"sleep": made.sleep.sleep, "slots": made.slots.save}, report)
     return made
 
 

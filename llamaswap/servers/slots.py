@@ -125,7 +125,7 @@ class SlotPreparation(Preparation):
 
     async def before_stop(self, status: ServerStatus, grace: float | None) -> None:
         """Have the server write its slots, within the time limit of the model. Never fails."""
-        if not self._wanted or grace == 0.0:
+        if not self._wanted or grace == 0.0 or _is_elsewhere(status):
             return
         table, began = self.table, self._store.clock.seconds()
         table.saved, table.saved_by = [], _command_of(status)
@@ -152,7 +152,7 @@ class SlotPreparation(Preparation):
     async def after_load(self, status: ServerStatus) -> None:
         """Have a new server read what the last one wrote, within the time limit of the model. Never fails."""
         table, began = self.table, self._store.clock.seconds()
-        if not self._wanted or not table.saved:
+        if not self._wanted or not table.saved or _is_elsewhere(status):
             return
         saved, table.saved = table.saved, []
         restored: list[int] = []
@@ -186,6 +186,11 @@ class SlotPreparation(Preparation):
                 self._give_up(table, f"its slots could not be {what} within {limit:g}s")
             else:
                 log.warn("{model}: slots were not {what}: {error}", model=name, what=what, error=error)
+
+
+def _is_elsewhere(status: ServerStatus) -> bool:
+    """Whether the server is on another host: only its agent, which wants a token, can reach it."""
+    return status.endpoint is not None and bool(status.endpoint.token)
 
 
 def _command_of(status: ServerStatus) -> tuple[str, ...]:

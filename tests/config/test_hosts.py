@@ -57,6 +57,20 @@ class PlaceTests(LoadCase):
             self.assertEqual(self.place(text), place, text)
         self.assertEqual(self.owl(f"cmd: x, {LOCAL}", HOSTS).place, Place())
 
+    def test_model_that_sleeps_or_saves_slots_and_may_run_on_another_host_is_warned_of(self):
+        sleeping = f"cmd: x, {LOCAL}, sleep: {{sleep: POST /sleep, wake: POST /wake_up}}"
+        saving = f"cmd: 'x --slot-save-path /s', {LOCAL}, slots: {{save: true}}"
+        for body, place, warned in (
+            (sleeping, "", True),
+            (saving, "", True),
+            (sleeping, ", place: [nas, here]", True),
+            (sleeping, ", place: here", False),
+            (f"cmd: x, {LOCAL}", "", False),
+        ):
+            self.ok(HOSTS + owl(body + place))
+            said = [str(one) for one in self.loaded.warnings]
+            self.assertEqual(any("on another host" in text for text in said), warned, (body, place, said))
+
     def test_place_without_hosts_says_what_to_write(self):
         self.err(owl(f"cmd: x, {LOCAL}, place: nas"), "models.owl.place", "write `hosts: {}` at the top level")
 

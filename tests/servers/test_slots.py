@@ -10,13 +10,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Model
+from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import SlotSettings as Wanted
 from llamaswap.errors import ModelUnloaded
 from llamaswap.http_client import HttpResponse
 from llamaswap.servers.engine_request import flag_of
 from llamaswap.servers.prepared_supervisor import PreparedSupervisor
-from llamaswap.servers.slots import SlotPreparation, SlotStore
-from tests.doubles import FakeFleet, RecordingListener
+from llamaswap.servers.slots import SavedSlot, SlotPreparation, SlotStore
+from tests.doubles import FakeFleet, RecordingListener, server_status
 
 CMD = ("llama-server", "--port", "${PORT}", "--slot-save-path", "/cache", "--api-key", "sesame,other")
 
@@ -91,6 +92,15 @@ class SlotTests(SynchronousTestCase):
         self.successResultOf(ready)
         self.assertEqual(made.asked, [("POST /slots/0?action=restore", {"filename": "llamaswap-a%2Fb-0.bin"})])
         self.assertEqual(made.keys, {"Bearer sesame"})
+
+    def test_server_on_another_host_saves_and_restores_nothing(self):
+        made = Scene()
+        slots = SlotPreparation(made.model, made.slots)
+        slots.table.saved = [SavedSlot(0, "llamaswap-a.bin", 900)]
+        status = server_status("a/b", endpoint=Endpoint("http", "nas", 6400, "/engine/5.1/a", token="sesame"))
+        self.successResultOf(Deferred.fromCoroutine(slots.before_stop(status, 10.0)))
+        self.successResultOf(Deferred.fromCoroutine(slots.after_load(status)))
+        self.assertEqual((made.asked, slots.table.given_up), ([], ""))
 
     def test_model_that_was_removed_and_added_again_has_no_saved_slots(self):
         made = Scene()

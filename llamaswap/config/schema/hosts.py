@@ -67,6 +67,16 @@ def check_place(place: Place, path: str, hosts: Hosts | None, runs_elsewhere: bo
         report.error(f"{path} names a host twice", path, hint="name each host once, the preferred one first")
 
 
+def check_kept(model: str, place: Place, kept: Mapping[str, object], report: Diagnostics) -> None:
+    """Warn of what a model loses that is loaded on another host. `kept` says by key whether the model wants it."""
+    if place.hosts == (HERE,):
+        return
+    for key, effect in (("sleep", "is stopped instead of being put to sleep"), ("slots", "loses its prompt cache")):
+        if kept[key]:
+            path = f"models.{model}.{key}"
+            report.warn(f"{path}: on another host the model {effect}", path, hint="`place: here` keeps it here")
+
+
 def restart_needed(old: Hosts | None, new: Hosts | None) -> str:
     """Why a running llamaswap cannot use the new settings; "" if it can."""
     if (old is None) != (new is None):
