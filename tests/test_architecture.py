@@ -24,6 +24,7 @@ LAYER = {
     "http_client": 0.5,
     "hub_cache": 0.5,
     "kernel_files": 0.5,
+    "state_folder": 0.5,
     "nvml": 0.5,
     "sqlite_file": 0.5,
     "fake_boards": 0.5,

@@ -23,9 +23,19 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.cluster.agent_protocol import MAX_MODELS, MAX_TEXT, EngineState, HostState, agent_config, state_document
+from llamaswap.app.host_files import HostFiles
+from llamaswap.cluster.agent_protocol import (
+    MAX_MODELS,
+    MAX_TEXT,
+    EngineState,
+    HostState,
+    agent_config,
+    needs_of,
+    state_document,
+)
 from llamaswap.config import diff, load
 from llamaswap.config.endpoints import TOKEN_HEADER
+from llamaswap.config.ports import keep
 from llamaswap.errors import ConfigError, LlamaswapError
 from llamaswap.events import StateChanged
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -42,9 +52,11 @@ if TYPE_CHECKING:
 log = Logger()
 
 BODY_LIMIT = 1 << 20  # bytes of a request that is not for a model
+NEEDS_LIMIT = 1 << 24  # bytes of what all models need
 LONGEST_WAIT = 5.0  # seconds that a request for the state waits for a change
 CHECK_INTERVAL = 1.0  # seconds between two looks at whether the front is there
 DEFAULT_GRACE = 600.0
+LEAVE_GRACE = 5.0  # seconds; if the host is to leave, no longer is waited for a front that might come back
 _TOKEN = TOKEN_HEADER.lower().encode()
 
 
@@ -74,6 +86,7 @@ class Agent:
     incarnation: str = field(factory=lambda: uuid.uuid4().hex)
     front: int = field(default=0, init=False)
     grace: float = field(default=DEFAULT_GRACE, init=False)
+    leaving: bool = field(default=False, init=False)
     engines: dict[str, EngineState] = field(factory=dict, init=False)
     _definitions: dict[str, Mapping[str, object]] = field(factory=dict, init=False)
     _heard: float = field(default=0.0, init=False)
@@ -82,11 +95,13 @@ class Agent:
     _checks: IDelayedCall | None = field(default=None, init=False)
     _ledger: object = field(default=None, init=False)
     _forwarder: RequestForwarder = field(init=False)
+    _files: HostFiles = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         reactor = self.parts.context.reactor
         self._heard = reactor.seconds()
         self._forwarder = RequestForwarder(reactor, self.parts.models.pool)
+        self._files = HostFiles(reactor, self.parts.models.disk_thread, self.changed)
         self.parts.context.bus.subscribe(StateChanged, self._state_changed)
         self._checks = reactor.callLater(CHECK_INTERVAL, self._check)
 
@@ -130,13 +145,19 @@ class Agent:
         await self._forwarder.forward(exchange, upstream, head=forwarded, body=exchange.body)
 
     async def _answer(self, head: RequestHead, exchange: Exchange, words: list[str]) -> dict[str, object]:
-        body = await exchange.body.read_all(BODY_LIMIT)
+        body = await exchange.body.read_all(NEEDS_LIMIT if words == ["needs"] else BODY_LIMIT)
         try:
             document = json.loads(body) if body.strip() else {}
             if head.method == b"GET" and words == ["state"]:
                 given = dict(part.partition("=")[::2] for part in head.query.decode("latin-1").split("&"))
                 wait = min(float(given.get("wait", 0)), LONGEST_WAIT)
                 return await self._state(int(given.get("after", 0)), int(given["front"]), float(given["grace"]), wait)
+            if head.method == b"POST" and words == ["leave"]:
+                return self._leave()
+            if head.method == b"POST" and words == ["needs"]:
+                self._know_front(int(document["front"]))
+                self._files.need(needs_of(document))
+                return {}
             if head.method == b"POST" and len(words) == 3 and words[0] == "models":
                 identity = int(document["front"]), int(document["generation"])
                 if words[2] == "start":
@@ -189,7 +210,17 @@ class Agent:
                 load_seconds=status.load_seconds[-1] if status.load_seconds else 0.0,
                 command=" ".join(status.cmd)[:MAX_TEXT],
             )
-        return HostState(self.incarnation, self._number, self.front, memory.monitor.ledger, engines, memory.names)
+        return HostState(
+            self.incarnation,
+            self._number,
+            self.front,
+            memory.monitor.ledger,
+            engines,
+            memory.names,
+            self._files.missing,
+            self._files.cached,
+            self.leaving,
+        )
 
     def changed(self) -> None:
         """The state is another one."""
@@ -208,6 +239,8 @@ class Agent:
             if known.identity == identity:
                 return {}  # the same request again
             raise Refused(409, f"a later decision about {model} is in force")
+        if self.leaving:
+            raise Refused(422, "this host is leaving")
         if not isinstance(definition, dict) or len(self._definitions) >= MAX_MODELS:
             raise Refused(400, "a definition is needed, of at most 10000 models")
         definitions = {**self._definitions, model: definition}
@@ -217,7 +250,8 @@ class Agent:
             raise Refused(422, f"this host cannot use the definition of {model}: {error}") from None
         router = self.parts.models.router
         self._definitions = definitions
-        self.parts.apply(loaded.config, diff(router.config, loaded.config))
+        config = keep(router.config, loaded.config)  # with another port a server would be restarted
+        self.parts.apply(config, diff(router.config, config))
         problem = router.start_problem(model)
         if problem:
             raise Refused(422, problem, missing=problem)
@@ -277,6 +311,14 @@ class Agent:
             error = self.parts.models.router.status(event.model).last_error or "the server ended"
             self._note(event.model, engine.identity, "stopped", error)
 
+    def _leave(self) -> dict[str, object]:
+        """`join` is to end: the front loads nothing more here, and stops what runs when its requests have ended."""
+        if not self.leaving:
+            log.info("this host leaves: {models} are stopped", models=", ".join(self.engines) or "no models")
+            self.leaving = True
+            self.changed()
+        return {"models": sorted(self.engines)}
+
     # -- without a front -----------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -285,13 +327,15 @@ class Agent:
         self._checks = reactor.callLater(CHECK_INTERVAL, self._check)
         self._look_at_memory()
         running = [model for model, engine in self.engines.items() if engine.state != "stopping"]
-        if running and reactor.seconds() - self._heard > self.grace:
-            log.warn("no front has answered for {grace:.0f} s: stopping {models}", grace=self.grace, models=running)
+        silent, grace = reactor.seconds() - self._heard, min(self.grace, LEAVE_GRACE) if self.leaving else self.grace
+        if running and silent > grace:
+            log.warn("no front has answered for {grace:.0f} s: stopping {models}", grace=grace, models=running)
             for model in running:
                 self._stop(model, (self.front, self.engines[model].generation))
 
     def close(self) -> None:
         """The service ends."""
+        self._files.close()
         if self._checks is not None:
             self._checks.cancel()
             self._checks = None

@@ -39,6 +39,7 @@ class ServiceHandover:
     _held: bool = False
     _refusing: bool = False
     _monitored: bool = False
+    _parted: bool = False
 
     @property
     def drain_timeout(self) -> float:
@@ -77,6 +78,9 @@ class ServiceHandover:
         if self._monitored:
             self._monitored = False
             self.parts.observability.machine.start()
+        if self._parted and self.parts.models.hosts is not None:
+            self._parted = False
+            self.parts.models.hosts.manager.ray.open()
 
     def end_feeds(self) -> None:
         """End the event and log streams; their clients connect again."""
@@ -104,6 +108,9 @@ class ServiceHandover:
         if parts.observability.machine.enabled:
             self._monitored = True
             await parts.observability.machine.stop()
+        if parts.models.hosts is not None:
+            self._parted = True
+            await parts.models.hosts.manager.ray.close()
         spare = parts.models.launcher.stop_spare()
         await parts.observability.activity.flush()
         await parts.memory.flush()

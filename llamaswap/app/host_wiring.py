@@ -7,25 +7,27 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from llamaswap.app.settings import ServiceContext, state_folder
+from llamaswap.app.host_files import Found, HostFiles
+from llamaswap.app.settings import ServiceContext
 from llamaswap.cluster.hosts import HostManager
 from llamaswap.cluster.ray_client import RayClient
 from llamaswap.cluster.ray_node import ClusterFolder, environment
 from llamaswap.cluster.remote_servers import RemoteServers
 from llamaswap.config.schema.hosts import HERE, Hosts
-from llamaswap.discover.missing import host_findings
+from llamaswap.discover.missing import NeededFiles, host_findings, needed_files
 from llamaswap.observe.exposition import MetricFamily
 from llamaswap.routing.router import Router
 from llamaswap.scheduling.hosts import HostFacts
 from llamaswap.scheduling.memory import Device, MemoryNeed
 from llamaswap.servers.server_request import SocketRequest
+from llamaswap.state_folder import state_folder
 from llamaswap.web.hosts_api import DeviceDocument, HostDocument, HostsDocument
 from llamaswap.wire.byte_budget import MIB
 
-KNOWN_LIMIT = 3.0  # seconds that the start waits for hosts that the last front knew, before it loads anything
-KNOWN_PAUSE = 0.05
+KNOWN_PAUSE = 0.05  # seconds between two looks at whether known hosts have answered
 
 log = Logger()
 
@@ -38,7 +40,14 @@ def cluster_folder(hosts: Hosts, environ: Mapping[str, str]) -> ClusterFolder:
 class HostParts:
     """The parts for other hosts. Raises NotInitialized if this machine has no token."""
 
-    def __init__(self, context: ServiceContext, hosts: Hosts, router: Callable[[], Router], ask: SocketRequest) -> None:
+    def __init__(
+        self,
+        context: ServiceContext,
+        hosts: Hosts,
+        router: Callable[[], Router],
+        ask: SocketRequest,
+        run: Callable[[Callable[[], Found]], Deferred[Found]],
+    ) -> None:
         self.context, self.router = context, router
         folder = cluster_folder(hosts, context.environ)
         token, (address, port) = folder.token(), folder.head()
@@ -62,21 +71,29 @@ class HostParts:
             publish=self._publish,
             listener=self.servers,
             needs=self._declared,
+            files=self._files,
         )
         self.servers.hosts = self.manager
+        self.here = HostFiles(context.reactor, run, self._found_here)
 
-    async def open(self) -> None:
-        """Begin; what still runs on hosts that were known before is adopted before anything is loaded."""
+    def open(self) -> None:
+        """Begin; what still runs on hosts that were known before is adopted before it could be loaded again."""
         self.manager.open()
-        clock = self.context.reactor
-        until = clock.seconds() + KNOWN_LIMIT
-        while any(not host.online for host in self.manager.hosts.values()) and clock.seconds() < until:
-            pause: Deferred[None] = Deferred()
-            clock.callLater(KNOWN_PAUSE, pause.callback, None)
-            await pause
+        self.here.need(self._files(HERE))
+
+    def reconfigured(self) -> None:
+        """The configuration has changed."""
+        self.manager.reconfigured()
+        self.here.need(self._files(HERE))
+
+    async def when_known(self) -> None:
+        """Wait until the hosts that were known before have answered, or for some seconds."""
+        while self.manager.awaits_hosts:
+            await deferLater(self.context.reactor, KNOWN_PAUSE)
 
     def close(self) -> None:
         """End it."""
+        self.here.close()
         self.manager.close()
 
     def _declared(self, devices: Mapping[str, Device]) -> Mapping[str, MemoryNeed]:
@@ -88,6 +105,17 @@ class HostParts:
             if model.memory
         }
 
+    def _files(self, host: str) -> Mapping[str, NeededFiles]:
+        """What the models that may run on a host need there."""
+        return {
+            name: needed_files(model)
+            for name, model in self.router().config.models.items()
+            if not model.place.hosts or host in model.place.hosts
+        }
+
+    def _found_here(self) -> None:
+        self.manager.found_here(self.here.missing, self.here.cached)
+
     def _publish(self, facts: Mapping[str, HostFacts]) -> None:
         before = {host for host, one in self.router().hosts.items() if one.online}
         self.router().hosts_changed(facts)
@@ -97,7 +125,9 @@ class HostParts:
     def problem(self) -> str:
         """Why nothing new is loaded on other hosts now; "" if it can be."""
         ray = self.manager.ray
-        return "" if ray.connected else f"nothing new is loaded on other hosts: {ray.problem}"
+        if self.manager.superseded:
+            return "another llamaswap, started later, uses the other hosts; stop one of the two"
+        return f"nothing new is loaded on other hosts: {ray.problem}" if ray.problem else ""
 
     def drain(self, host: str, drained: bool) -> None:
         """Load nothing more on a host, or allow it again. Raises KeyError."""

@@ -121,7 +121,7 @@ class ModelParts:
             return None
         from llamaswap.app.host_wiring import HostParts  # here, because one host needs nothing of it
 
-        return HostParts(context, config.hosts, lambda: self.router, self.ask)
+        return HostParts(context, config.hosts, lambda: self.router, self.ask, self.disk_thread)
 
     def read_gpus(self) -> Deferred[Sequence[GpuReading]]:
         """The present readings of the GPUs, taken on the driver thread."""

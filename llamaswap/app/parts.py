@@ -85,7 +85,7 @@ class ServiceParts:
         self.observability.apply(config, old)
         self.memory.apply(config, old)
         if self.models.hosts is not None:
-            self.models.hosts.manager.reconfigured()
+            self.models.hosts.reconfigured()
         self.watchdog.retain(config.models)
         self.models.peers.retune()
         machine = self.observability.machine

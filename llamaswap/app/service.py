@@ -149,6 +149,8 @@ class LlamaSwap(MultiService):
         if not self.observed:
             globalLogPublisher.addObserver(self.observe)  # type: ignore[arg-type] # a method is callable
         self._handle_signals()
+        if self.parts.models.hosts is not None:
+            self.parts.models.hosts.open()  # before the first request is read
         if self.earlier is not None:
             take_over(self.parts, self.earlier)
         linecache.clearcache()  # attrs leaves the source of each class it makes there: a megabyte
@@ -181,7 +183,7 @@ class LlamaSwap(MultiService):
             observability.machine.start()
         self.parts.memory.start()
         if models.hosts is not None:
-            await models.hosts.open()
+            await models.hosts.when_known()
         hardware = observability.hardware.take()
         self.parts.watchdog.start()
         if self.settings.watch:

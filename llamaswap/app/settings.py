@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from llamaswap.events import EventBus
 from llamaswap.proxy.connector import IReactorForConnections
 from llamaswap.proxy.listen import ListenAddress
 from llamaswap.servers.server_request import IReactorForRequests
+from llamaswap.state_folder import state_folder
 from llamaswap.upgrade.program import AdoptingReactor, InheritedState
 
 
@@ -72,16 +72,6 @@ class ServiceContext:
     bound_address: Callable[[], object]
     ollama_port: Callable[[], int | None]
     upgrade_status: Callable[[], dict[str, object]]
-
-
-def state_folder(environ: Mapping[str, str]) -> Path:
-    """The folder for the service's state: systemd's choice, else the user's state folder."""
-    given = environ.get("STATE_DIRECTORY", "").split(":")[0]
-    if given:
-        return Path(given)
-    home = environ.get("XDG_STATE_HOME") or (environ["HOME"] + "/.local/state" if environ.get("HOME") else "")
-    # Directly below a sticky folder: another user can create the name first, but cannot replace the folder later.
-    return Path(home) / "llamaswap" if home else Path(f"/var/tmp/llamaswap-{os.geteuid()}")
 
 
 def record_path(listen: ListenAddress, environ: Mapping[str, str]) -> Path | None:

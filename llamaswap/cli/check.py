@@ -11,17 +11,20 @@ from attrs import asdict, define, field
 from rich.markup import escape
 
 from llamaswap.cli import effective
-from llamaswap.cli.context import CliContext, counted, local
+from llamaswap.cli.client import ClientError
+from llamaswap.cli.context import KEY_VARIABLE, CliContext, counted, local
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import Config, LoadedConfig, Model, api_keys, diff, files, load
 from llamaswap.config.diagnostics import located
 from llamaswap.config.field_types import keys_of
 from llamaswap.config.ports import keep
 from llamaswap.config.references import peers_that_lead_back
+from llamaswap.config.schema.hosts import HERE
 from llamaswap.discover import missing
 from llamaswap.errors import ConfigError, Problem
 
 PATH = click.Path(path_type=Path)
+HOSTS_TIMEOUT = 3.0  # seconds for what a running llamaswap knows of other hosts
 KEYS = {attribute.name: name for name, (attribute, _) in keys_of(Config).items()}
 
 
@@ -172,17 +175,28 @@ def check(
     if context.as_json:
         context.document(result.document(effectively))
     else:
-        _print(context, config, result, effectively)
+        _print(context, config, result, effectively, listen)
     if not result.valid:
         raise SystemExit(1)
 
 
-def _print(context: CliContext, config: Path, result: CheckResult, effectively: bool) -> None:
+def lacking_on_hosts(context: CliContext, config: Config | None, listen: str) -> list[str]:
+    """What other hosts lack for models; the llamaswap that runs at `listen` has asked them."""
+    if config is None or config.hosts is None:
+        return []
+    try:
+        found = context.connect(listen, os.environ.get(KEY_VARIABLE, "")).json("/api/hosts", timeout=HOSTS_TIMEOUT)
+        return [text for text in map(str, found["findings"]) if not text.startswith(f"{HERE} ")]
+    except (ClientError, KeyError, TypeError) as error:
+        return [f"what other hosts lack is known while llamaswap runs: {error}"]
+
+
+def _print(context: CliContext, config: Path, result: CheckResult, effectively: bool, listen: str) -> None:
     for one in result.errors:
         context.err.print(f"[red]error[/]    {escape(str(one))}")
     for one in result.warnings:
         context.err.print(f"[{'red' if result.strict else 'yellow'}]warning[/]  {escape(str(one))}")
-    notes = missing.findings(result.models)
+    notes = [*missing.findings(result.models), *lacking_on_hosts(context, result.usable, listen)]
     for note in notes:
         context.note(f"note     {note}", "")
     for problem in result.unusable_folders:

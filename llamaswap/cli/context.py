@@ -90,7 +90,8 @@ class CliContext:
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-KEY = click.option("--key", envvar="LLAMASWAP_API_KEY", default="", help="API key ($LLAMASWAP_API_KEY).")
+KEY_VARIABLE = "LLAMASWAP_API_KEY"
+KEY = click.option("--key", envvar=KEY_VARIABLE, default="", help=f"API key (${KEY_VARIABLE}).")
 URL = click.option(
     "--url", envvar="LLAMASWAP_URL", default=DEFAULT_URL, help=f"The server ($LLAMASWAP_URL; {DEFAULT_URL})."
 )

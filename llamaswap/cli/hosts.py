@@ -10,33 +10,35 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TextIO, cast
 
 import click
 from rich.markup import escape
 
-from llamaswap.app.settings import state_folder
 from llamaswap.cli.client import JsonObject, quoted
 from llamaswap.cli.context import CliContext, local, remote, seconds, table
+from llamaswap.cli.joined import Leaving, run_node
 from llamaswap.cluster.ray_node import (
     AGENT_PORT,
     DEFAULT_PORT,
     JOIN_TOKEN,
     LABEL,
     TOKEN,
+    TOKEN_VARIABLES,
     ClusterFolder,
     NotInitialized,
-    as_group,
     environment,
     is_public,
     node_words,
 )
 from llamaswap.config.schema.hosts import HERE, HOST_NAME
+from llamaswap.state_folder import state_folder
 
 CHECK_LIMIT = 15.0  # seconds for the check of the token; a wrong one is known after two
 WORKER_PORTS = range(10_002, 20_000)
-REJOIN_DELAY = 3.0  # seconds between the end of a node and the next attempt
 END_LIMIT = 20.0  # seconds in which a node ends
+DRAIN_LIMIT = 30.0  # seconds that requests get when the host leaves
+MAX_TOKEN = 1024  # characters of a file that are read
 RESERVED_MIB = 1024  # of RAM, for the system
 
 STATE = click.option(
@@ -76,6 +78,14 @@ def refuse_public(address: str, allowed: bool) -> None:
         )
 
 
+def refuse_ipv6(address: str) -> None:
+    """Raise a usage error for an IPv6 address."""
+    if address.count(":") > 1:
+        raise click.ClickException(
+            f"{address}: hosts cannot be reached by IPv6 addresses; use an IPv4 address or a host name"
+        )
+
+
 def require_ray() -> None:
     """Raise an error if Ray is not installed."""
     from importlib.util import find_spec
@@ -95,6 +105,7 @@ def init(context: CliContext, address: str, port: int, state: Path | None, publi
 
     llamaswap itself starts Ray's head here, as soon as its configuration has `hosts: {}`.
     """
+    refuse_ipv6(address)
     refuse_public(address, public)
     if port in WORKER_PORTS:
         raise click.ClickException(
@@ -115,10 +126,22 @@ def init(context: CliContext, address: str, port: int, state: Path | None, publi
 @hosts.command()
 @click.argument("head")
 @click.option("--token", envvar=JOIN_TOKEN, help=f"The token of `init` (${JOIN_TOKEN}).")
+@click.option(
+    "--token-file",
+    type=click.File(encoding="ascii"),
+    help="A file with the token, or - for standard input: all users of a machine can read arguments.",
+)
 @click.option("--name", default=lambda: socket.gethostname().split(".")[0], show_default="the host name")
 @click.option("--address", help="This machine's address, for the other hosts.")
 @click.option("--port", default=AGENT_PORT, show_default=True, help="The port of its agent.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label that `place` can ask for.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0.0, 86400.0),
+    default=DRAIN_LIMIT,
+    show_default=True,
+    help="Seconds that requests get to end when this command is ended; ended a second time, it waits no longer.",
+)
 @click.option("--ram", type=int, help="MiB of RAM for models; default: all but 1 GiB.")
 @STATE
 @PUBLIC
@@ -127,18 +150,23 @@ def join(
     context: CliContext,
     head: str,
     token: str | None,
+    token_file: TextIO | None,
     name: str,
     address: str | None,
     port: int,
     labels: tuple[str, ...],
+    drain_timeout: float,
     ram: int | None,
     state: Path | None,
     public: bool,
 ) -> None:
     """Offer this machine to the llamaswap at HEAD (ADDRESS:PORT), until this command ends.
 
-    It joins again when the network or the head was away. What runs here ends with it.
+    It joins again when the network or the head was away. When it is ended nothing more is loaded here, and the models
+    are stopped when their requests have ended.
     """
+    for one in (head, address or ""):
+        refuse_ipv6(one)
     where, _, number = head.rpartition(":")
     if not where or not number.isdigit():
         where, head = head, f"{head}:{DEFAULT_PORT}"
@@ -150,24 +178,33 @@ def join(
         raise click.ClickException(f"{name!r} cannot be the name of a host: letters, digits, `.`, `_` and `-` can")
     given = _labels(labels)
     folder = _folder(state)
-    if token is not None:
-        if not TOKEN.match(token):
-            raise click.ClickException("this is not a token of `llamaswap hosts init`")
-        folder.keep_token(token)
-    try:
-        folder.token()
-    except NotInitialized:
-        raise click.ClickException("give the token that `llamaswap hosts init` printed: --token TOKEN") from None
     environ = environment(os.environ, folder)
+    token = _token(token, token_file, folder)
+    _check(head, environ, token)
+    folder.keep_token(token)
     hidden = without_token(sys.orig_argv)
     if hidden != sys.orig_argv:
         # The token is in a file now. All users of this machine can read the arguments of a process.
         os.execve(sys.executable, [sys.executable, *hidden[1:]], environ)
-    _check(head, environ)
-    folder.write("join.pid", str(os.getpid()))
+    folder.write("join.pid", f"{os.getpid()} {drain_timeout:.0f}")
     context.note(f"{name} joins {head}; llamaswap hosts leave, or Ctrl-C, ends it")
     words = node_words(head, address, name, port, given, _resources(ram))
-    _keep_joined(context, words, environ, head)
+    run_node(context, words, environ, head, Leaving(address, port, token, drain_timeout, context))
+
+
+def _token(given: str | None, file: TextIO | None, folder: ClusterFolder) -> str:
+    """The token that was given, or that of an earlier `join`."""
+    try:
+        token = file.read(MAX_TOKEN).strip() if file is not None else given or folder.token()
+    except UnicodeDecodeError:
+        token = ""
+    except NotInitialized:
+        raise click.ClickException(
+            f"give the token that `llamaswap hosts init` printed: --token-file FILE, ${JOIN_TOKEN} or --token TOKEN"
+        ) from None
+    if not TOKEN.match(token):
+        raise click.ClickException("this is not a token of `llamaswap hosts init`")
+    return token
 
 
 def without_token(words: Sequence[str]) -> list[str]:
@@ -199,11 +236,14 @@ def _address_towards(head: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def _check(head: str, environ: Mapping[str, str]) -> None:
+def _check(head: str, environ: Mapping[str, str], token: str) -> None:
     """Raise an error if the head refuses the token. One that does not answer is waited for later."""
     words = [sys.executable, "-m", "llamaswap.cluster.ray_driver", head, "--check"]
+    environ = {name: value for name, value in environ.items() if name not in TOKEN_VARIABLES}
     try:
-        status = subprocess.run(words, env=environ, capture_output=True, timeout=CHECK_LIMIT).returncode
+        status = subprocess.run(
+            words, env={**environ, TOKEN_VARIABLES[0]: token}, capture_output=True, timeout=CHECK_LIMIT
+        ).returncode
     except subprocess.TimeoutExpired:
         return
     if status == 3:
@@ -226,53 +266,33 @@ def _resources(ram: int | None) -> dict[str, int]:
     return found
 
 
-def _keep_joined(context: CliContext, words: list[str], environ: Mapping[str, str], head: str) -> None:
-    """Run Ray's node, again and again, until this command is to end."""
-    ending = False
-    node: subprocess.Popen[bytes] | None = None
-
-    def end(*_: object) -> None:
-        nonlocal ending
-        ending = True
-        if node is not None:
-            node.terminate()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    while not ending:
-        node = subprocess.Popen(as_group(words), env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        node.wait()
-        if not ending:
-            context.note(f"the node ended; it joins {head} again in {REJOIN_DELAY:.0f} s", "yellow")
-            time.sleep(REJOIN_DELAY)
-
-
 @hosts.command()
 @STATE
 @local
 def leave(context: CliContext, state: Path | None) -> None:
-    """End the `join` that runs on this machine, with the models that run here."""
-    folder = _folder(state)
+    """End the `join` that runs on this machine, in order: nothing more is loaded here, and the models are stopped when
+    their requests have ended."""
     try:
-        pid = int((folder.path / "join.pid").read_text(encoding="ascii"))
-        command = Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc/self").exists() else b"hosts\0join"
+        pid, limit = map(int, (_folder(state).path / "join.pid").read_text(encoding="ascii").split())
     except (OSError, ValueError):
-        raise click.ClickException("no `llamaswap hosts join` runs here") from None
-    if b"hosts\0join" not in command:
+        pid = limit = 0
+    if not _joins(pid):
         raise click.ClickException("no `llamaswap hosts join` runs here")
     os.kill(pid, signal.SIGTERM)
-    context.say("left" if _gone(pid) else f"process {pid} is still ending")
-
-
-def _gone(pid: int) -> bool:
-    until = time.monotonic() + END_LIMIT
-    while time.monotonic() < until:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
+    until = time.monotonic() + limit + END_LIMIT
+    while _joins(pid) and time.monotonic() < until:
         time.sleep(0.1)
-    return False
+    context.say(f"process {pid} is still ending" if _joins(pid) else "left")
+
+
+def _joins(pid: int) -> bool:
+    """Whether this process is a `hosts join` that has not ended, nor waits for its parent to notice that."""
+    try:
+        os.kill(pid, 0)
+        known = Path("/proc/self").exists()
+        return pid > 0 and (not known or b"hosts\0join" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 @hosts.command(name="list")

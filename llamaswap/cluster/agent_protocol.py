@@ -12,13 +12,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import Factory, asdict, frozen
 
 from llamaswap.config import ConfigText
+from llamaswap.discover.missing import NeededFiles
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 
 MAX_MODELS = 10_000  # in a state
 MAX_DEVICES = 64
+MAX_PATHS = 100  # in a command
 MAX_TEXT = 4096
 STATES = ("starting", "ready", "stopping", "stopped")
 GROUP = "all"
@@ -54,7 +56,8 @@ class EngineState:
 
 @frozen
 class HostState:
-    """A host as its agent sees it. `number` changes with each change; `incarnation` is that of the agent."""
+    """A host as its agent sees it. `number` changes with each change; `incarnation` is that of the agent. `missing` has
+    what it lacks for models, `cached` are those whose weights are in its page cache. `leaving`: its `join` ends."""
 
     incarnation: str
     number: int
@@ -62,6 +65,9 @@ class HostState:
     ledger: Ledger
     engines: Mapping[str, EngineState]
     names: Mapping[str, str]
+    missing: Mapping[str, str] = Factory(dict)
+    cached: frozenset[str] = frozenset()
+    leaving: bool = False
 
 
 def agent_config(models: Mapping[str, Mapping[str, object]]) -> ConfigText:
@@ -89,7 +95,29 @@ def state_document(state: HostState) -> dict[str, object]:
         },
         "engines": {name: asdict(engine) for name, engine in state.engines.items()},
         "names": dict(state.names),
+        "missing": dict(state.missing),
+        "cached": sorted(state.cached),
+        "leaving": state.leaving,
     }
+
+
+def needs_document(front: int, needs: Mapping[str, NeededFiles]) -> dict[str, object]:
+    """What models need on a host, as JSON."""
+    return {"front": front, "models": {name: asdict(need) for name, need in needs.items()}}
+
+
+def needs_of(found: Any) -> dict[str, NeededFiles]:
+    """What models need, in a request; raises ValueError."""
+    return {
+        _text(model): NeededFiles(_text(one["program"]), _texts(one["files"]), _texts(one["paths"]))
+        for model, one in _some(found["models"], MAX_MODELS)
+    }
+
+
+def _texts(found: Any) -> tuple[str, ...]:
+    if not isinstance(found, list) or len(found) > MAX_PATHS:
+        raise Malformed(f"a list of at most {MAX_PATHS} texts is expected")
+    return tuple(map(_text, found))
 
 
 def state_of(text: bytes) -> HostState:
@@ -119,6 +147,9 @@ def state_of(text: bytes) -> HostState:
             _ledger(found["ledger"]),
             engines,
             names,
+            {_text(model): _text(lacks) for model, lacks in _some(found.get("missing", {}), MAX_MODELS)},
+            frozenset(map(_text, found.get("cached", ())[:MAX_MODELS])),
+            bool(found.get("leaving")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Malformed(f"the agent's state cannot be understood: {error!r}") from None

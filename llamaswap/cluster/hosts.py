@@ -13,47 +13,36 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from attrs import define, evolve, field
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError, ConnectionRefusedError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.cluster import driver_protocol as protocol
-from llamaswap.cluster.agent_protocol import MAX_TEXT, EngineState, Malformed, state_of
+from llamaswap.cluster.agent_client import CALL_LIMIT, Ask, HostAway, tell_agent
+from llamaswap.cluster.agent_protocol import EngineState, Malformed, needs_document, state_of
 from llamaswap.cluster.known_host import KnownHost
 from llamaswap.cluster.ray_client import RayAway, RayClient
 from llamaswap.cluster.ray_node import ClusterFolder
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.hosts import HOST_NAME, Hosts
 from llamaswap.config.steps import StepRequest
-from llamaswap.errors import HostRefused
+from llamaswap.discover.missing import NeededFiles
 from llamaswap.http_client import HttpResponse
 from llamaswap.scheduling.hosts import HostFacts
-from llamaswap.scheduling.memory import Device, Ledger, MemoryNeed
+from llamaswap.scheduling.memory import Device, MemoryNeed
 
 LIST_INTERVAL = 1.0  # seconds between two lists of Ray's nodes
 RECONCILE_INTERVAL = 30.0  # seconds between two lists of its reservations
 RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
-CALL_LIMIT = 10.0  # seconds for a request to an agent
 MISSING_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
 MAX_HOSTS = 1000
+AWAIT_LIMIT = 3.0  # seconds after the start for hosts that an earlier program knew: what they run must not start twice
 FORGET_AFTER = 86400.0  # seconds that a host is kept that is away, such as a pod whose name does not come back
 KNOWN_FILE, DRAINED_FILE = "known.json", "drained.json"
 
 log = Logger()
-
-
-class Ask(Protocol):
-    """Sends a small request; see `SocketRequest.get`."""
-
-    def __call__(
-        self, endpoint: Endpoint, path: str, limit: float, headers: Mapping[str, str], how: StepRequest = ...
-    ) -> Deferred[HttpResponse]: ...
-
-
-class HostAway(Exception):
-    """A host does not answer; the text says why."""
 
 
 class HostListener(Protocol):
@@ -69,7 +58,8 @@ class HostListener(Protocol):
 @define(eq=False)
 class HostManager:
     """Follows the hosts. `publish` gets the facts of all of them whenever they change; `listener` what runs
-    there. `needs` are those that are in the configuration, on a host with these devices."""
+    there. `needs` are those that are in the configuration, on a host with these devices; `files` are what models need
+    on the host of a name; `here` has the facts of this machine."""
 
     clock: IReactorTime
     ask: Ask
@@ -81,6 +71,8 @@ class HostManager:
     publish: Callable[[Mapping[str, HostFacts]], None]
     listener: HostListener
     needs: Callable[[Mapping[str, Device]], Mapping[str, MemoryNeed]] = lambda devices: {}
+    files: Callable[[str], Mapping[str, NeededFiles]] = lambda host: {}
+    here: HostFacts = field(default=HostFacts(""), init=False)
     hosts: dict[str, KnownHost] = field(factory=dict, init=False)
     drained: set[str] = field(factory=set, init=False)
     superseded: bool = field(default=False, init=False)
@@ -88,26 +80,41 @@ class HostManager:
     _unused: set[str] = field(factory=set, init=False)
     _listing: Deferred[Any] | None = field(default=None, init=False)
     _lister: IDelayedCall | None = field(default=None, init=False)
+    _awaiting: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
     # -- begin and end -------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Ask the agents that the last front knew, and begin to follow Ray."""
+        """Ask the agents that the last front knew, and begin to follow Ray. Until they have answered, nothing is loaded
+        that may run there."""
         listed = self.folder.document(DRAINED_FILE).get("hosts")
         self.drained = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
         known = self.folder.document(KNOWN_FILE)
         for name, given in list(known.items())[:MAX_HOSTS]:
             if isinstance(given, dict) and isinstance(given.get("address"), str) and isinstance(given.get("port"), int):
                 labels = given.get("labels")
-                self._know(name, given["address"], given["port"], labels if isinstance(labels, dict) else {})
+                host = self._know(name, given["address"], given["port"], labels if isinstance(labels, dict) else {})
+                host.awaited = True
+        self._awaiting = self.clock.callLater(AWAIT_LIMIT, self._await_no_longer)
+        self._publish()
         self.ray.open()
         self._list()
+
+    @property
+    def awaits_hosts(self) -> bool:
+        """Whether hosts that an earlier program knew have not answered yet."""
+        return any(host.awaited for host in self.hosts.values())
+
+    def _await_no_longer(self) -> None:
+        for host in self.hosts.values():
+            host.awaited = False
+        self._publish()
 
     def close(self) -> None:
         """Stop following the hosts; their models stay."""
         self._closed = True
-        for timer in (self._lister, *(host.timer for host in self.hosts.values())):
+        for timer in (self._lister, self._awaiting, *(host.timer for host in self.hosts.values())):
             if timer is not None and timer.active():
                 timer.cancel()
         for host in self.hosts.values():
@@ -235,6 +242,7 @@ class HostManager:
             return
         if host.state is not None and host.state.incarnation != state.incarnation:
             host.missing.clear()
+            host.needs_told = False
         if host.alive is False and self.ray.connected:
             # It was lost a moment ago, and its agent ends with its node: it must not come back for that long.
             self._again(host, RETRY_DELAY)
@@ -243,9 +251,22 @@ class HostManager:
         self.listener.host_seen(host.name, state.engines)
         if not host.online:
             log.info("host {host} is online", host=host.name)
-        host.online = True
+        host.online, host.awaited = True, False
         self._publish()
+        self._tell_needs(host)
         self._again(host, 0.05)  # a host whose state changes all the time must not keep the front busy
+
+    def _tell_needs(self, host: KnownHost) -> None:
+        """Tell a host once which programs and files models need there; its state then says which it has."""
+        if host.needs_told:
+            return
+        host.needs_told = True
+
+        def failed(failure: Failure) -> None:
+            host.needs_told = False  # it is told after its next answer
+
+        document = json.dumps(needs_document(self.front, self.files(host.name)))
+        self.ask(host.endpoint, "/needs", CALL_LIMIT, {}, StepRequest("POST", "/needs", document)).addErrback(failed)
 
     def _broken(self, failure: Failure, host: KnownHost) -> None:
         """An error of this program must not end the requests to a host, which would count as online forever."""
@@ -276,11 +297,14 @@ class HostManager:
             self._offline(host, "its agent ended" if not late else "its agent does not answer")
         elif not host.online:
             host.problem = failure.getErrorMessage()
+            if failure.check(ConnectionRefusedError):
+                self._answered_no(host)
         self._again(host, 0.01 if lost and host.online else RETRY_DELAY)
 
     def _offline(self, host: KnownHost, reason: str) -> None:
         host.problem = reason
         if not host.online:
+            self._answered_no(host)
             return
         host.online = False
         log.warn("host {host} is offline: {reason}", host=host.name, reason=reason)
@@ -288,43 +312,41 @@ class HostManager:
             host.asking.cancel()
         self._publish()
 
+    def _answered_no(self, host: KnownHost) -> None:
+        """Nothing of an earlier program runs on a host."""
+        if host.awaited:
+            host.awaited = False
+            self._publish()
+
     # -- facts ---------------------------------------------------------------------------------------------
 
     def _publish(self, changed: bool = False) -> None:
         now = self.clock.seconds()
         for host in self.hosts.values():
-            host.missing = {model: one for model, one in host.missing.items() if one[1] > now}
-            facts = HostFacts(
-                host.name,
-                labels=host.labels,
-                online=host.online,
-                drained=host.name in self.drained,
-                missing={model: one[0] for model, one in host.missing.items()},
-            )
-            if host.state is not None:
-                facts = evolve(facts, ledger=self._ledger(host, host.state.ledger))
+            facts = host.present_facts(now, host.name in self.drained, self.needs)
             if facts != host.facts:
                 host.facts, changed = facts, True
         if changed:
             self.publish(
                 {
-                    "": HostFacts("", drained="" in self.drained),
+                    "": evolve(self.here, drained="" in self.drained),
                     **{host.name: host.facts for host in self.hosts.values() if host.facts is not None},
                 }
             )
 
-    def _ledger(self, host: KnownHost, told: Ledger) -> Ledger:
-        """The memory of a host, with what the configuration says that models need of such devices."""
-        if host.declared is None or host.declared[0] != set(told.devices):
-            host.declared = set(told.devices), self.needs(told.devices)
-        return evolve(told, needs={**told.needs, **host.declared[1]})
-
     def reconfigured(self) -> None:
         """The configuration has changed."""
         for host in self.hosts.values():
-            host.declared = None
+            host.declared, host.needs_told = None, False
             host.missing.clear()
+            if host.online:
+                self._tell_needs(host)
         self._publish()
+
+    def found_here(self, missing: Mapping[str, str], cached: frozenset[str]) -> None:
+        """What this machine lacks for models, and which weights are in its page cache."""
+        self.here = HostFacts("", missing=missing, cached_models=cached)
+        self._publish(True)
 
     def drain(self, name: str, drained: bool) -> None:
         """Load nothing more on a host, or allow it again; "" is this machine. Raises KeyError."""
@@ -352,17 +374,7 @@ class HostManager:
         host = self.hosts.get(name)
         if host is None:
             raise HostAway(f"{name} is not known")
-        path = f"/models/{quote(model, safe='')}/{what}"
-        try:
-            response = await self.ask(
-                host.endpoint, path, CALL_LIMIT, {}, StepRequest("POST", path, json.dumps(document))
-            )
-        except CancelledError:
-            raise  # the start is not wanted any more, which says nothing about the host
-        except Exception as error:
-            raise HostAway(f"{name} does not answer: {error}") from None
-        if response.status != 200:
-            raise HostRefused(model, name, _message(response))
+        await tell_agent(self.ask, host.endpoint, name, model, what, document)
 
     def cannot_start(self, name: str, model: str, why: str) -> None:
         """A host cannot start a model: it is not a candidate for a while, so that the next decision is another one."""
@@ -379,10 +391,3 @@ class HostManager:
     def release(self, name: str) -> None:
         """End a reservation; if Ray is away, it is ended when the next front asks for all of them."""
         self.ray.call(protocol.Release, name=name).addErrback(lambda failure: failure.trap(RayAway, protocol.RayError))
-
-
-def _message(response: HttpResponse) -> str:
-    try:
-        return str(json.loads(response.body)["error"])[:MAX_TEXT]
-    except (ValueError, KeyError, TypeError):
-        return f"its agent answered with status {response.status}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
@@ -12,19 +12,20 @@ from llamaswap.cluster.agent_protocol import HostState
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.http_client import HttpResponse
 from llamaswap.scheduling.hosts import HostFacts
-from llamaswap.scheduling.memory import MemoryNeed
+from llamaswap.scheduling.memory import Device, MemoryNeed
 
 
 @define(eq=False)
 class KnownHost:
     """One host. `alive`: whether Ray lists its node as alive, None before the first list. `seen` is when its agent last
-    answered."""
+    answered; `awaited`: an earlier program knew it, and it has not answered yet."""
 
     name: str
     endpoint: Endpoint
     labels: Mapping[str, str]
     alive: bool | None = None
     online: bool = False
+    awaited: bool = False
     seen: float | None = None
     known_since: float = 0.0
     problem: str = "it has not answered yet"
@@ -33,5 +34,28 @@ class KnownHost:
     asking: Deferred[HttpResponse] | None = None
     timer: IDelayedCall | None = None
     ensured: bool = False
+    needs_told: bool = False
     declared: tuple[set[str], Mapping[str, MemoryNeed]] | None = None
     facts: HostFacts | None = None
+
+    def present_facts(
+        self, now: float, drained: bool, needs: Callable[[Mapping[str, Device]], Mapping[str, MemoryNeed]]
+    ) -> HostFacts:
+        """What the scheduler is to know of it. `needs` are those that the configuration has for such devices."""
+        self.missing = {model: one for model, one in self.missing.items() if one[1] > now}
+        tried = {model: one[0] for model, one in self.missing.items()}
+        facts = HostFacts(
+            self.name, labels=self.labels, online=self.online, drained=drained, awaited=self.awaited, missing=tried
+        )
+        if self.state is None:
+            return facts
+        devices = self.state.ledger.devices
+        if self.declared is None or self.declared[0] != set(devices):
+            self.declared = set(devices), needs(devices)
+        return evolve(
+            facts,
+            ledger=evolve(self.state.ledger, needs={**self.state.ledger.needs, **self.declared[1]}),
+            drained=drained or self.state.leaving,
+            missing={**self.state.missing, **tried},
+            cached_models=self.state.cached,
+        )

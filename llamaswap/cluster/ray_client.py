@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.endpoints import ProcessEndpoint, StandardErrorBehavior
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorProcess, IReactorTime
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
@@ -48,6 +50,7 @@ class _Connection(AMP):
 class RayClient:
     """Asks Ray through a process, which runs as long as this is open. `changed` is called when it is connected, and
     when it is not any more; `environ` is that of the process, `where` the head's address; `head`: it starts the head.
+    `problem` says why Ray cannot be used now.
     """
 
     clock: IReactorTime
@@ -61,11 +64,14 @@ class RayClient:
     _connection: _Connection | None = field(default=None, init=False)
     _restart: IDelayedCall | None = field(default=None, init=False)
     _failures: int = field(default=0, init=False)
+    _ending: list[Deferred[None]] = field(factory=list, init=False)
     _closed: bool = field(default=False, init=False)
 
     def open(self) -> None:
-        """Start the process."""
-        self._restart = None
+        """Start the process, unless it still runs."""
+        self._restart, self._closed = None, False
+        if self._connection is not None:
+            return
         words = [sys.executable, "-m", "llamaswap.cluster.ray_driver", self.where, *(["--head"] if self.head else [])]
         words = with_parent(words)
         endpoint = ProcessEndpoint(
@@ -109,6 +115,9 @@ class RayClient:
     def _lost(self) -> None:
         was, self.connected, self._connection = self.connected, False, None
         if self._closed:
+            ending, self._ending = self._ending, []
+            for waiter in ending:
+                waiter.callback(None)
             return
         delay = RESTART_DELAYS[min(self._failures, len(RESTART_DELAYS) - 1)]
         self._failures += 1
@@ -130,18 +139,36 @@ class RayClient:
         asked: Deferred[Any] = connection.callRemote(command, **given)
         # The answer may come after the time is up: AMP must still have its own Deferred then.
         answer: Deferred[Any] = Deferred()
-        asked.addBoth(lambda result: None if answer.called else answer.callback(result))
-        answer.addTimeout(limit, self.clock)
-        return answer.addErrback(_explained)
 
-    def close(self) -> None:
-        """End the process; what it reserved and started stays."""
+        def arrived(result: Any) -> None:
+            if self.connected:
+                self.problem = ""
+            if not answer.called:
+                answer.callback(result)
+
+        def explained(failure: Failure) -> Failure:
+            if failure.check(TimeoutError) and self.connected:
+                self.problem = f"Ray at {self.where} has not answered for {limit:.0f} s"
+            return _explained(failure)
+
+        asked.addBoth(arrived)
+        answer.addTimeout(limit, self.clock)
+        return answer.addErrback(explained)
+
+    def close(self) -> Deferred[None]:
+        """End the process; what it reserved and started stays. Fires when it has ended."""
         self._closed = True
+        ended: Deferred[None] = Deferred()
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
         if self._connection is not None and self._connection.transport is not None:
-            cast(IProcessTransport, self._connection.transport).signalProcess("TERM")
+            self._ending.append(ended)
+            with suppress(ProcessExitedAlready):  # it is about to be reported
+                cast(IProcessTransport, self._connection.transport).signalProcess("TERM")
+        else:
+            ended.callback(None)
+        return ended
 
 
 def _explained(failure: Failure) -> Failure:

@@ -37,6 +37,7 @@ RESERVE_LIMIT = 2.0  # seconds until a reservation that waits is given up: the p
 KEEPER_LIMIT = 30.0
 RESTART_PAUSE = 1.0
 HEAD_LIMIT = 30.0
+HEAD_INTERVAL = 0.5  # seconds between two looks at whether a head that another process started is there
 CONNECT_LIMIT = 60.0
 CHECK_LIMIT = 1.0
 MAX_LOG = 1 << 20  # bytes
@@ -170,8 +171,14 @@ def release(name: str) -> None:
 
 
 def start_head(address: str) -> None:
-    """Start the head on this machine, and wait until it listens; this process ends when the head does."""
+    """Start the head on this machine, and wait until it listens; this process ends when the head does.
+
+    If one listens already, it is used as long as it does: it is that of another front, or of one that has just ended.
+    """
     host, _, port = address.rpartition(":")
+    if listens(host, int(port), 0.0):
+        threading.Thread(target=_end_without, args=(host, int(port)), daemon=True).start()
+        return
     with suppress(OSError):
         # It names the last head here, and Ray would refuse to start another one beside nodes of the same cluster.
         os.unlink(os.path.join(temp_folder(), "ray_current_cluster"))
@@ -187,6 +194,15 @@ def start_head(address: str) -> None:
     threading.Thread(target=watch, daemon=True).start()
     if not listens(host, int(port), HEAD_LIMIT):
         sys.exit(f"the head of Ray at {address} does not listen after {HEAD_LIMIT:.0f} s")
+
+
+def _end_without(host: str, port: int) -> None:
+    """End this process when nothing listens there any more. The front starts it again, and so a head."""
+    while listens(host, port, HEAD_INTERVAL):
+        time.sleep(HEAD_INTERVAL)
+    sys.stderr.write(f"the head of Ray at {host}:{port} ended\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def listens(host: str, port: int, limit: float) -> bool:

@@ -150,8 +150,9 @@ def temp_folder() -> str:
 
 def head_words(address: str, port: int) -> list[str]:
     """The command of the head; it ends when one of its processes does."""
-    listen = ("--head", "--node-ip-address", address, "--port", str(port), "--include-dashboard", "false")
-    return [sys.executable, *_START, *_NOTHING, *listen, "--temp-dir", temp_folder()]
+    listen = ("--head", "--node-ip-address", address, "--port", str(port), "--temp-dir", temp_folder())
+    # The monitor is for clusters that start machines on demand.
+    return [sys.executable, *_START, *_NOTHING, *listen, "--include-dashboard", "false", "--no-monitor"]
 
 
 def node_words(

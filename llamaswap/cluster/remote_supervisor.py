@@ -16,9 +16,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llamaswap.cluster.agent_client import HostAway
 from llamaswap.cluster.agent_protocol import EngineState
 from llamaswap.cluster.driver_protocol import RayError
-from llamaswap.cluster.hosts import HostAway, HostManager
+from llamaswap.cluster.hosts import HostManager
 from llamaswap.cluster.ray_client import RayAway
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import Model

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
+from attrs import frozen
+
 from llamaswap.config import Model
 from llamaswap.config.command_line import words
 from llamaswap.config.schema.hosts import HERE
@@ -54,20 +56,34 @@ def _files(command: Sequence[str]) -> Iterator[str]:
             yield name
 
 
-def missing_by_model(
-    models: Iterable[Model],
+@frozen
+class NeededFiles:
+    """What the command of a model needs on its host. `paths` may be its weights, or folders of them."""
+
+    program: str
+    files: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+def needed_files(model: Model) -> NeededFiles:
+    """What the command of a model needs. Relative paths are left out: they depend on where the server is started."""
+    command = [word.text for word in words(model.cmd)]
+    named = [text for word in command[1:] for text in (word, word.partition("=")[2]) if os.path.isabs(text)]
+    return NeededFiles(command[0] if command else "", tuple(filter(os.path.isabs, _files(command))), tuple(named))
+
+
+def lacking(
+    needs: Mapping[str, NeededFiles],
     which: Callable[[str], str | None] = shutil.which,
     exists: Callable[[str], object] = os.path.exists,
 ) -> dict[str, str]:
-    """What this machine lacks for each model, replicas included: its program, or else its file."""
+    """What this machine lacks for each model: its program, or else its file."""
     found: dict[str, str] = {}
-    for model in models:
-        command = [word.text for word in words(model.cmd)]
-        lacking = [name for name in command[:1] if not which(name)] or [
-            name for name in _files(command) if not exists(name)
-        ]
-        if lacking:
-            found[model.id] = lacking[0]
+    for model, need in needs.items():
+        lacks = [need.program] if need.program and not which(need.program) else []
+        lacks += [name for name in need.files if not exists(name)]
+        if lacks:
+            found[model] = lacks[0]
     return found
 
 

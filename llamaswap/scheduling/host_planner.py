@@ -13,7 +13,7 @@ from operator import ge
 from attrs import define
 
 from llamaswap.errors import DoesNotFit, NoHost
-from llamaswap.scheduling.hosts import MAX_NAMED, obstacles, shown
+from llamaswap.scheduling.hosts import MAX_NAMED, allowed_by, obstacles, shown
 from llamaswap.scheduling.memory import BUSY, RAM, MemoryNeed, Placement, need_in_words, room_in_words
 from llamaswap.scheduling.memory_planner import (
     IDLE_OFFSET,
@@ -240,15 +240,23 @@ def without_room_on_any(state: SchedulerState, model: str, fits: Sequence[Fit]) 
     return Decision(model, "refuse", reason=str(too_large), error=too_large)
 
 
-def if_missed(state: SchedulerState, model: str) -> Decision | None:
-    """What a request for a model meets whose host vanished together with most of the others."""
+def if_elsewhere(state: SchedulerState, model: str, now: float) -> Decision | None:
+    """What a request meets whose model perhaps runs on a host that does not answer now: a second process is not loaded.
+
+    That host vanished together with most of the others, or was not asked yet.
+    """
     host = state.lost.get(model)
-    if host is None or host not in state.missed:
+    if state.awaited and (rules := state.rules.models.get(model)) is not None:
+        asked = [name for name in allowed_by(state.hosts, rules.place) if name in state.awaited]
+        if asked:
+            error = NoHost(model, f"{', '.join(asked[:MAX_NAMED])} may still run it and has not answered yet")
+            return Decision(model, "queue", reason=str(error), error=error)
+    if host is None or host not in state.missed or now >= state.missed_until:
         return None
     error = NoHost(
         model,
-        f"it was on {host}, which vanished together with more than half of the hosts; it is loaded elsewhere when most "
-        "of them are back, or if an operator loads it",
+        f"it was on {host}, which vanished together with more than half of the hosts; it is loaded elsewhere some "
+        "seconds after most of them are back, or if an operator loads it",
     )
     return Decision(model, "queue", reason=str(error), error=error)
 

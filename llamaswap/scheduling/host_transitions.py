@@ -6,6 +6,7 @@ Servers that ran before are adopted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from attrs import define, evolve, field
 
@@ -17,6 +18,7 @@ from llamaswap.scheduling.memory_transitions import MemoryTransitions
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage
 
 VANISH_WINDOW = 30.0  # seconds; hosts that vanish within it have vanished at once
+RETURN_WINDOW = 5.0  # seconds; when the network is back, its hosts do not all answer at the same moment
 
 
 @define(eq=False)
@@ -33,6 +35,7 @@ class HostTransitions(MemoryTransitions):
         before = self.hosts
         here = evolve(hosts.get("") or HostFacts(""), ledger=self.ledger, online=True)
         self.hosts = {"": here, **{name: hosts[name] for name in sorted(hosts) if name}}
+        self.awaited = frozenset(name for name, one in self.hosts.items() if one.awaited)
         for name in vanished(before, self.hosts):
             self._vanished[name] = now
             self._lose(name)
@@ -50,7 +53,7 @@ class HostTransitions(MemoryTransitions):
 
     def load_lost_elsewhere(self, now: float) -> list[Effect]:
         """An operator wants what ran on vanished hosts loaded elsewhere, although more than half of them vanished."""
-        self.missed = frozenset()
+        self.missed, self.missed_until = frozenset(), inf
         self.lost.clear()
         self._reschedule(now)
         return self._take_effects()
@@ -112,7 +115,11 @@ class HostTransitions(MemoryTransitions):
         recent = {name: at for name, at in self._vanished.items() if name not in online and now - at <= VANISH_WINDOW}
         self._vanished = recent
         missed = (self.missed - online).union(recent)
-        self.missed = frozenset(missed) if 2 * len(missed) > len(online) + len(missed) else frozenset()
+        if 2 * len(missed) > len(online) + len(missed):
+            self.missed, self.missed_until = frozenset(missed), inf
+        elif self.missed:
+            self.missed_until = min(self.missed_until, now + RETURN_WINDOW)
+            self.missed = self.missed - online if now < self.missed_until else frozenset()
 
     def _replace_process(self, server: ModelState, why: str = "reload") -> None:
         """The present process of a model runs an outdated definition, or on a host that it has to leave."""

@@ -20,8 +20,9 @@ MAX_NAMED = 4  # hosts in a message
 class HostFacts:
     """A host. `ledger` is its memory, with what was measured and learned there; `drained`: nothing new is loaded there.
 
-    `cached_models` have their weights in its page cache, `missing` names by model the file or program that it lacks. Of
-    this machine the scheduler has a ledger already, and it is always online, so only the other facts count.
+    `awaited`: what an earlier llamaswap left there may still run, and it has not answered yet. `cached_models` have
+    their weights in its page cache, `missing` names by model the file or program that it lacks. Of this machine the
+    scheduler has a ledger already, and it is always online, so only the other facts count.
     """
 
     name: str
@@ -29,6 +30,7 @@ class HostFacts:
     labels: Mapping[str, str] = Factory(dict)
     online: bool = True
     drained: bool = False
+    awaited: bool = False
     cached_models: frozenset[str] = frozenset()
     missing: Mapping[str, str] = Factory(dict)
 

@@ -19,7 +19,7 @@ from llamaswap.scheduling.host_planner import (
     best_fits,
     fit_on,
     host_reason,
-    if_missed,
+    if_elsewhere,
     without_host,
     without_room_on_any,
 )
@@ -66,8 +66,8 @@ def placement_for(
         return Decision(model, action, reason=reason)
     if not state.rules.several_hosts:
         return load_on(state, model, fit_on(state, model, "", now), holders, others, now, starved)
-    if (missed := if_missed(state, model)) is not None:
-        return missed
+    if (elsewhere := if_elsewhere(state, model, now)) is not None:
+        return elsewhere
     rules = state.rules.models.get(model)
     hosts = candidates(state.hosts, model, rules.place) if rules is not None else []
     server = state.models.get(model)

@@ -259,7 +259,8 @@ class SchedulerState:
     which had evicted these models; the next one evicts all others. `hosts` are known, by name, this machine first, if
     there are several. `occupied` are the models with a process by host, `rooms` is what was found to be left beside
     them. `lost` has the hosts on which models were when those vanished; `missed` hosts vanished with so many others
-    that what they ran is not loaded elsewhere.
+    that what they ran is not loaded elsewhere; `awaited` ones may still run what an earlier program loaded.
+    Once most hosts are back, the rest of `missed` counts until `missed_until`.
     """
 
     rules: Rules
@@ -279,6 +280,8 @@ class SchedulerState:
     rooms: dict[str, HostRoom] = field(factory=dict, init=False)
     lost: dict[str, str] = field(factory=dict, init=False)
     missed: frozenset[str] = field(default=frozenset(), init=False)
+    missed_until: float = field(default=inf, init=False)
+    awaited: frozenset[str] = field(default=frozenset(), init=False)
     _effects: list[Effect] = field(factory=list, init=False)
 
     def can_grant(self, model: str) -> bool:

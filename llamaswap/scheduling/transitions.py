@@ -255,6 +255,8 @@ class Transitions(SchedulerState):
         """Decide once for each queued request in order; starved requests that still wait make reservations."""
         deadlines: list[float] = []
         self.reservations = []
+        if now >= self.missed_until:
+            self.missed, self.missed_until = frozenset(), inf
         if self.queue:
             self._promote_starved(now)
             deadlines = self._run_queue(now)
@@ -337,6 +339,8 @@ class Transitions(SchedulerState):
     def _deadlines(self, entry: QueuedRequest, decision: Decision) -> list[float]:
         """When a queued request has to be decided about again, if no event comes before."""
         found = [] if entry.starved else [entry.deadline]
+        if self.missed and self.missed_until < inf:
+            found.append(self.missed_until)
         if decision.until:
             found.append(decision.until)
         elif longest := self._longest_wait(decision):

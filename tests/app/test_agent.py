@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.app.agent import Agent
 from llamaswap.cluster.agent_protocol import HostState, state_of
 from llamaswap.config import Config
+from llamaswap.config.diff import ConfigDiff
 from llamaswap.events import EventBus
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -59,13 +60,13 @@ class AgentTests(SynchronousTestCase):
         self.clock, self.router = Clock(), FakeAgentRouter()
         memory = SimpleNamespace(monitor=SimpleNamespace(ledger=Ledger({})), names={})
         context = SimpleNamespace(reactor=self.clock, bus=EventBus(self.fail))
-        models = SimpleNamespace(router=self.router, pool=None)
+        models = SimpleNamespace(router=self.router, pool=None, disk_thread=lambda work: succeed(work()))
         parts = SimpleNamespace(context=context, models=models, memory=memory, apply=self.apply)
         self.agent = Agent(parts, b"sesame")
         self.addCleanup(self.agent.close)
 
-    def apply(self, config: Config, changes: object) -> None:
-        self.router.config = config
+    def apply(self, config: Config, changes: ConfigDiff) -> None:
+        self.router.config, self.changes = config, changes
 
     def ask(self, method: str, target: str, document: object = None, token: bytes = b"sesame") -> FakeSink:
         head = RequestHead(method.encode(), target.encode(), [(b"X-Llamaswap-Host-Token", token)])
@@ -74,9 +75,9 @@ class AgentTests(SynchronousTestCase):
         self.agent.serve(exchange)
         return exchange.sink
 
-    def start(self, front: int, generation: int, definition: object = DEFINITION) -> FakeSink:
+    def start(self, front: int, generation: int, definition: object = DEFINITION, model: str = "a") -> FakeSink:
         document = {"front": front, "generation": generation, "definition": definition, "digest": "d"}
-        return self.ask("POST", "/models/a/start", document)
+        return self.ask("POST", f"/models/{model}/start", document)
 
     def stop(self, front: int, generation: int) -> FakeSink:
         return self.ask("POST", "/models/a/stop", {"front": front, "generation": generation})
@@ -126,6 +127,27 @@ class AgentTests(SynchronousTestCase):
         self.assertEqual(self.router.unloads, ["a", "a"])
         self.assertEqual(self.state().engines["a"].identity, (1, 2))
 
+    def test_start_of_another_model_leaves_the_process_and_the_port_of_the_first_one(self) -> None:
+        self.start(1, 1, model="small")
+        port = self.router.config.models["small"].port
+        self.start(1, 2, model="brief")
+        self.assertEqual((self.changes.restarted, self.changes.added), ((), ("brief",)))
+        self.assertEqual(self.router.config.models["small"].port, port)
+        self.assertNotEqual(self.router.config.models["brief"].port, port)
+
+    def test_files_that_models_need_are_looked_for_and_what_is_missing_is_shown(self) -> None:
+        there = self.mktemp()
+        needs = {
+            "a": {"program": "sh", "files": [__file__], "paths": []},
+            "b": {"program": "sh", "files": [there], "paths": [there]},
+            "c": {"program": "/nonexistent/serve", "files": [], "paths": []},
+        }
+        self.assertEqual(self.ask("POST", "/needs", {"front": 1, "models": needs}).status, 200)
+        self.assertEqual(self.state().missing, {"b": there, "c": "/nonexistent/serve"})
+        self.assertEqual(self.ask("POST", "/needs", {"front": 0, "models": {}}).status, 409)
+        for wrong in ({}, {"front": 1, "models": {"a": {}}}, {"front": 1, "models": {"a": {**needs["a"], "files": 1}}}):
+            self.assertEqual(self.ask("POST", "/needs", wrong).status, 400, wrong)
+
     def test_newer_front_finds_what_runs(self) -> None:
         self.start(1, 1)
         self.ready()
@@ -162,6 +184,22 @@ class AgentTests(SynchronousTestCase):
         self.assertEqual(self.agent.engines["a"].state, "ready")
         self.clock.pump([1.0] * 3)
         self.assertEqual(self.agent.engines, {})
+
+    def test_host_that_leaves_says_so_and_starts_nothing_more(self) -> None:
+        self.start(1, 1)
+        self.ready()
+        self.assertEqual(json.loads(self.ask("POST", "/leave").body), {"models": ["a"]})
+        self.assertTrue(self.state().leaving)
+        self.assertEqual(self.start(1, 2, model="b").status, 422)
+        self.stop(1, 1)
+        self.assertEqual(json.loads(self.ask("POST", "/leave").body), {"models": []})
+
+    def test_host_that_leaves_does_not_wait_long_for_a_front_that_is_away(self) -> None:
+        self.start(1, 1)
+        self.ready()
+        self.ask("POST", "/leave")
+        self.clock.pump([1.0] * 7)
+        self.assertEqual(self.router.unloads[-1:], ["a"])
 
     def test_request_for_a_process_that_is_not_there_is_cut_so_that_the_front_looks_again(self) -> None:
         self.start(1, 1)

@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 from attrs import define
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.app import handover
@@ -58,7 +60,7 @@ class FlushTests(SynchronousTestCase):
         parts = SimpleNamespace(
             context=SimpleNamespace(reactor=self.clock),
             logs=Quiet(),
-            models=SimpleNamespace(launcher=Quiet(), hooks=self.hooks),
+            models=SimpleNamespace(launcher=Quiet(), hooks=self.hooks, hosts=None),
             observability=SimpleNamespace(machine=Quiet(), activity=Quiet()),
             memory=Quiet(),
         )
@@ -75,6 +77,48 @@ class FlushTests(SynchronousTestCase):
     def test_hook_that_runs_long_delays_the_upgrade_for_two_seconds_only(self):
         self.clock.pump([0.1] * 21)
         self.successResultOf(self.flushed)
+
+
+class Ray:
+    """The process that talks to Ray. `calls` is what it was told."""
+
+    def __init__(self):
+        self.calls, self.ended = [], Deferred()
+
+    def close(self):
+        self.calls.append("close")
+        return self.ended
+
+    def open(self):
+        self.calls.append("open")
+
+
+class HostsTests(SynchronousTestCase):
+    def test_upgrade_waits_for_the_end_of_the_process_that_talks_to_ray_and_starts_it_again_if_it_fails(self):
+        ray = Ray()
+        quiet = SimpleNamespace(
+            hold=lambda: None, release=lambda: None, resume=lambda: None, warm=lambda: None, stop_spare=lambda: None,
+            busy=False,
+        )  # fmt: skip
+        port = FileDescriptor(MemoryReactor())
+        parts = SimpleNamespace(
+            context=SimpleNamespace(reactor=Clock()),
+            logs=Quiet(),
+            models=SimpleNamespace(
+                launcher=quiet, hooks=quiet, hosts=SimpleNamespace(manager=SimpleNamespace(ray=ray))
+            ),
+            web=SimpleNamespace(factory=quiet, streams=quiet),
+            observability=SimpleNamespace(machine=Quiet(), activity=Quiet()),
+            memory=Quiet(),
+        )
+        host = ServiceHandover(parts, lambda: port, OllamaListener(Clock(), None), 1)
+        host.hold()
+        flushed = Deferred.fromCoroutine(host.flush())
+        self.assertNoResult(flushed)
+        ray.ended.callback(None)
+        self.successResultOf(flushed)
+        host.release()
+        self.assertEqual(ray.calls, ["close", "open"])
 
 
 class TakeOverTests(SynchronousTestCase):

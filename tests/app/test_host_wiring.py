@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -24,5 +25,6 @@ class DocumentTests(SynchronousTestCase):
         models = {name: Model(name, cmd="serve", place=Place((host,))) for name, host in (("a", "nas"), ("b", "here"))}
         facts = {"nas": HostFacts("nas", missing={"a": "a.gguf", "b": "b.gguf"})}
         router = SimpleNamespace(config=Config(models=models), hosts=facts, missed_hosts=(), running=tuple)
-        parts = HostParts(context, Hosts(state=str(folder.path)), lambda: router, SimpleNamespace(get=None))
+        ask, run = SimpleNamespace(get=None), lambda work: succeed(work())
+        parts = HostParts(context, Hosts(state=str(folder.path)), lambda: router, ask, run)
         self.assertEqual(parts.document().findings, ["nas lacks a.gguf (needed by a)"])

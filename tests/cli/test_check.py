@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.effective import plain, text
 from llamaswap.config import ConfigText, diff, files, load
-from tests.cli.doubles import invoke
+from tests.cli.doubles import Server, invoke
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config" / "example.yaml"
 GOOD = "models:\n  owl:\n    cmd: serve --port ${PORT}\n"
@@ -164,6 +164,17 @@ class CheckTests(SynchronousTestCase):
         done = invoke(["check", path])
         self.assertNotIn("owl.gguf", done.stderr)
         self.assertIn("/no/cat.gguf does not exist (needed by cat)", done.stderr)
+
+    def test_running_llamaswap_is_asked_what_other_hosts_lack(self):
+        path = self.file("hosts: {}\nmodels: {owl: {cmd: 'sh --port ${PORT}'}}\n")
+        lacking = ["nas lacks /m/owl.gguf (needed by owl)", "here lacks /m/cat.gguf (needed by cat)"]
+        done = invoke(["check", path], Server().on("GET /api/hosts", {"findings": lacking}))
+        self.assertEqual(done.exit_code, 0)
+        self.assertIn(f"note     {lacking[0]}", done.stderr)
+        self.assertNotIn("here lacks", done.stderr)
+        done = invoke(["check", path], Server().on("GET /api/hosts", OSError("refused")))
+        self.assertEqual(done.exit_code, 0)
+        self.assertIn("known while llamaswap runs", done.stderr)
 
     def test_folder_that_cannot_be_used_is_noted_and_not_an_error(self):
         file, shared = Path(self.mktemp()), Path(self.mktemp())

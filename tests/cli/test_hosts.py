@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -63,11 +64,36 @@ class JoinTests(SynchronousTestCase):
             (["--name", "here"], "cannot be the name"),
             (["--name", "a b"], "cannot be the name"),
             (["--label", "gpu"], "KEY=VALUE"),
+            (["--address", "fd00::1"], "IPv6"),
         ):
             with mock.patch("llamaswap.cli.hosts.require_ray"):
                 done = invoke([*base, *words])
             self.assertEqual(done.exit_code, 1, words)
             self.assertIn(reason, done.output)
+
+    def test_head_at_an_ipv6_address_is_refused_and_not_taken_for_one_with_a_port(self) -> None:
+        for head in ("fd00::1", "[fd00::1]:6399", "[fd00::1]"):
+            done = invoke(["hosts", "join", head, "--state", self.mktemp()])
+            self.assertIn("IPv6", done.output)
+        self.assertIn("IPv6", invoke(["hosts", "init", "--address", "fd00::1", "--state", self.mktemp()]).output)
+
+    def test_token_is_read_from_a_file_and_one_that_is_refused_does_not_replace_it(self) -> None:
+        state = Path(self.mktemp())
+        file = Path(self.mktemp())
+        file.write_text("t" * 20 + "\n")
+        words = ["hosts", "join", "10.0.0.5", "--address", "10.0.0.6", "--state", str(state)]
+        for given, status, kept in ((["--token-file", str(file)], 0, "t" * 20), (["--token", "w" * 20], 3, "t" * 20)):
+            with (
+                mock.patch("llamaswap.cli.hosts.require_ray"),
+                mock.patch("llamaswap.cli.hosts.run_node"),
+                mock.patch("subprocess.run", return_value=SimpleNamespace(returncode=status)) as run,
+            ):
+                done = invoke([*words, *given])
+            self.assertEqual(done.exit_code, min(status, 1), done.output)
+            self.assertNotIn("RAY_AUTH_TOKEN_PATH", run.call_args.kwargs["env"])
+            self.assertEqual((state / "token").read_text(), kept)
+        file.write_bytes(b"\xff" * 20)
+        self.assertIn("not a token", invoke([*words, "--token-file", str(file)]).output)
 
     def test_token_is_not_among_the_words_that_other_users_can_read(self) -> None:
         for given in (["--token", "secret"], ["--token=secret"]):

@@ -24,6 +24,8 @@ STATE = HostState(
     ),
     {"a": EngineState(3, 4, "ready", "digest", "", None, "", 12.0, 2.5, "serve")},
     {"gpu0": "Card"},
+    {"b": "/m/b.gguf"},
+    frozenset("a"),
 )
 
 
@@ -44,6 +46,8 @@ class StateTests(SynchronousTestCase):
             json.dumps({**good, "engines": {"a": {**asdict(STATE.engines["a"]), "up": float("nan")}}}).encode(),
             json.dumps({**good, "ledger": {**good["ledger"], "hold": float("inf")}}).encode(),
             json.dumps({**good, "engines": {"a": engine}}).encode(),
+            json.dumps({**good, "missing": {"a": 1}}).encode(),
+            json.dumps({**good, "cached": {"a": 1}}).encode(),
             json.dumps({**good, "names": {str(number): "" for number in range(65)}}).encode(),
         ):
             self.assertRaises(Malformed, state_of, wrong)

@@ -19,6 +19,7 @@ from llamaswap.cluster.ray_node import ClusterFolder
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.hosts import Hosts
 from llamaswap.config.steps import StepRequest
+from llamaswap.discover.missing import NeededFiles
 from llamaswap.errors import HostRefused
 from llamaswap.http_client import HttpResponse
 from llamaswap.scheduling.hosts import HostFacts
@@ -59,6 +60,7 @@ class World:
     published: list[Mapping[str, HostFacts]] = Factory(list)
     seen: list[tuple[str, Mapping[str, EngineState]]] = Factory(list)
     asked: list[tuple[str, Deferred[HttpResponse]]] = Factory(list)
+    told: list[tuple[str, Deferred[HttpResponse]]] = Factory(list)
     manager: HostManager = Factory(lambda self: self.build(), takes_self=True)
 
     def build(self) -> HostManager:
@@ -79,7 +81,7 @@ class World:
     ) -> Deferred[HttpResponse]:
         waiting: Deferred[HttpResponse] = Deferred()
         waiting.addTimeout(limit, self.clock, onTimeoutCancel=lambda result, limit: _late(result))
-        self.asked.append((path, waiting))
+        (self.told if path == "/needs" else self.asked).append((path, waiting))
         return waiting
 
     def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
@@ -173,13 +175,45 @@ class HostManagerTests(SynchronousTestCase):
         later.answer()
         self.assertTrue(later.online())
 
+    def test_host_that_an_earlier_program_knew_is_awaited_until_it_answers_refuses_or_is_late(self) -> None:
+        for how in ("answers", "refuses", "is late"):
+            world = self.scene().joined()
+            world.manager.close()
+            later = World(world.folder)
+            later.manager.open()
+            self.assertTrue(later.published[-1]["nas"].awaited)
+            later.clock.advance(0.0)
+            if how == "answers":
+                later.answer()
+            elif how == "refuses":
+                later.asked[-1][1].errback(ConnectionRefusedError())
+            else:
+                later.clock.pump([1.0] * 3)
+            self.assertFalse(later.published[-1]["nas"].awaited, how)
+            self.assertFalse(later.manager.awaits_hosts)
+
     def test_model_that_a_host_could_not_start_is_missing_there_for_a_while(self) -> None:
         world = self.scene().joined()
         world.manager.cannot_start("nas", "a", "no such file")
-        self.assertEqual(world.published[-1]["nas"].missing, {"a": "what it needs: no such file"})
+        self.assertEqual(world.published[-1]["nas"].missing, {**STATE.missing, "a": "what it needs: no such file"})
         world.clock.advance(31.0)
         world.manager.drain("nas", False)
-        self.assertEqual(world.published[-1]["nas"].missing, {})
+        self.assertEqual(world.published[-1]["nas"].missing, STATE.missing)
+
+    def test_host_is_told_what_models_need_there_and_what_it_has_is_published(self) -> None:
+        world = self.scene()
+        world.manager.files = lambda host: {"a": NeededFiles("serve", (f"/{host}/a.gguf",))}
+        world.joined()
+        self.assertEqual(len(world.told), 1)
+        world.told[0][1].errback(ConnectError(string="closed"))
+        world.clock.advance(0.1)
+        world.answer(number=9, missing={"a": "/nas/a.gguf"}, cached=frozenset("b"))
+        self.assertEqual(len(world.told), 2)
+        facts = world.published[-1]["nas"]
+        self.assertEqual((facts.missing, facts.cached_models), ({"a": "/nas/a.gguf"}, {"b"}))
+        world.told[1][1].callback(HttpResponse(200, b"{}"))
+        world.manager.reconfigured()
+        self.assertEqual(len(world.told), 3)
 
     def test_drained_hosts_stay_drained_over_a_restart(self) -> None:
         world = self.scene().joined()

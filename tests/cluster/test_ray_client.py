@@ -58,6 +58,15 @@ class RayClientTests(SynchronousTestCase):
         self.ray.close()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_client_that_was_closed_for_an_upgrade_that_failed_starts_its_process_again(self) -> None:
+        self.processes.answer(1)
+        self.successResultOf(self.ray.close())
+        self.assertFalse(self.ray.connected)
+        self.ray.open()
+        self.assertEqual(len(self.processes.started), 2)
+        self.ray.open()
+        self.assertEqual(len(self.processes.started), 2)
+
     def test_process_that_ends_while_ray_starts_is_started_once_more(self) -> None:
         self.processes.ended()
         self.clock.advance(1.0)
@@ -67,6 +76,17 @@ class RayClientTests(SynchronousTestCase):
         calling = self.ray.call(protocol.Release, name="a#5.1")
         calling.cancel()
         self.failureResultOf(calling, CancelledError)
+
+    def test_process_that_does_not_answer_is_a_problem_until_it_does(self) -> None:
+        self.processes.answer(1)
+        self.assertEqual(self.ray.problem, "")
+        calling = self.ray.call(protocol.ListNodes, limit=5.0)
+        self.clock.advance(5.0)
+        self.failureResultOf(calling, RayAway)
+        self.assertIn("has not answered for 5 s", self.ray.problem)
+        self.assertTrue(self.ray.connected)
+        self.processes.answer(2)
+        self.assertEqual(self.ray.problem, "")
 
     def test_call_without_an_answer_says_so(self) -> None:
         calling = self.ray.call(protocol.Release, name="a#5.1", limit=3.0)

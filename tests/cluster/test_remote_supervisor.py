@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.cluster.agent_client import HostAway
 from llamaswap.cluster.agent_protocol import EngineState
-from llamaswap.cluster.hosts import HostAway
 from llamaswap.cluster.ray_client import RayAway
 from llamaswap.cluster.remote_supervisor import RemoteSupervisor
 from llamaswap.config import Model

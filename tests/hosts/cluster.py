@@ -13,6 +13,7 @@ from pathlib import Path
 from llamaswap.cluster.ray_node import with_parent
 from tests.live.product import ROOT, Product, alive, free_range, wait_for
 
+UNSEEN = 4  # seconds, as `hosts.unseen`
 START = 120.0  # seconds: Ray uses much CPU time at its start, and tests run on small machines
 ENGINE = f"{sys.executable} -I -S {ROOT / 'tests/live/engine.py'} --port ${{PORT}}"
 BOARDS = {"alpha": 12288, "beta": 12288, "gamma": 24576}  # MiB of the one GPU of each host
@@ -30,6 +31,13 @@ def processes():
                 continue
             found[int(entry.name)] = (parent, words)
     return found
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def below(pid):
@@ -57,13 +65,8 @@ class Cluster:
         self.home = Path(self._home.name)
         self.state = self.home / "state"
         self.ports = next(start for _ in range(1000) if (start := free_range()) >= 20_000)  # below are Ray's workers
-        self.config = (
-            f"hosts: {{state: {self.state}, unseen: 4s, grace: 60s}}\n"
-            "routing: {memory: {mode: 'on', hold: 0s}}\n"
-            f"models:\n{models}"
-        )
+        self.models = models
         self.joins = {}
-        self.seen = set()  # each process of Ray that was seen
 
     def environment(self, host):
         boards = self.home / "boards" / host
@@ -85,8 +88,18 @@ class Cluster:
         )
         return done.returncode, done.stdout
 
-    def front(self):
-        return Product(self.config, "--listen", f"127.0.0.1:{self.ports}", env=self.environment("front"))
+    def front(self, port=None, grace=60.0):
+        """A llamaswap with these hosts, which is to be entered."""
+        config = (
+            f"hosts: {{state: {self.state}, unseen: {UNSEEN}s, grace: {grace}s}}\n"
+            "routing: {memory: {mode: 'on', hold: 0s}}\n"
+            f"models:\n{self.models}"
+        )
+        return Product(config, "--listen", f"127.0.0.1:{port or self.ports}", env=self.environment("front"))
+
+    def kill_front(self):
+        os.kill(self.product.process.pid, signal.SIGKILL)
+        self.product.__exit__()
 
     def __enter__(self):
         status, text = self.command(
@@ -97,6 +110,8 @@ class Cluster:
         self.product.__enter__()
         for number, host in enumerate(BOARDS):
             self.join(host, self.ports + 2 + number)
+            # Nodes that start on one machine at the same moment take the same names for their sockets, and end.
+            wait_for(lambda host=host: self._has_socket(host), START, f"the node {host}")
         try:
             wait_for(lambda: self.online() == set(BOARDS), START, "all hosts")
         except AssertionError as error:
@@ -117,12 +132,17 @@ class Cluster:
             stderr=subprocess.STDOUT,
         )
 
+    def _has_socket(self, host):
+        """Whether the raylet of a host listens."""
+        words = b"\0".join(map(command_of, self.node(host, b"raylet/raylet"))).split(b"\0")
+        names = [word.partition(b"=")[2] for word in words if word.startswith(b"--raylet_socket_name=")]
+        return any(map(os.path.exists, names))
+
     def hosts(self):
         """{name: document} of all hosts."""
         return {host["host"]: host for host in self.product.json("/api/hosts").get("hosts", ())}
 
     def online(self):
-        self.seen |= {pid for join in self.joins.values() for pid in below(join.pid)}
         return {name for name, host in self.hosts().items() if host.get("online") and name != "here"}
 
     def measured(self):
@@ -132,14 +152,23 @@ class Cluster:
     def host_of(self, model):
         return next((name for name, host in self.hosts().items() if model in host.get("models", ())), None)
 
-    def node(self, host):
-        """The processes of Ray and of the agent on a host."""
-        return below(self.joins[host].pid) - {self.joins[host].pid}
+    def node(self, host, *words):
+        """The processes of Ray and of the agent on a host, those with one of these words in their command."""
+        family = below(self.joins[host].pid) - {self.joins[host].pid}
+        return [pid for pid in family if any(word in command_of(pid) for word in words)]
+
+    def engines(self, words):
+        """The pids of the engines with these words in their command, wherever they run."""
+        program = f"{sys.executable} -I -S {ROOT}/tests/live/engine.py"
+        return [pid for pid, (_, text) in processes().items() if text.startswith(program) and words in text]
+
+    def unload(self, *models):
+        for model in models or ("",):
+            self.product.ask(f"/unload?model={model}" if model else "/unload", timeout=60)
 
     def agent(self, host):
         """The pid of a host's agent."""
-        [pid] = [pid for pid, (_, words) in processes().items() if f"llamaswap agent --name {host} " in words + " "
-                 and pid in self.node(host)]  # fmt: skip
+        [pid] = self.node(host, f"llamaswap\0agent\0--name\0{host}\0".encode())
         return pid
 
     def chat(self, model, timeout=60):

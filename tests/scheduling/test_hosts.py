@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config.schema.hosts import Place
 from llamaswap.errors import DoesNotFit, NoHost
 from llamaswap.scheduling.effects import StartSwap
+from llamaswap.scheduling.host_transitions import RETURN_WINDOW
 from llamaswap.scheduling.hosts import HostFacts
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.scheduling.planner import forecast
@@ -299,6 +300,11 @@ class VanishTests(SynchronousTestCase):
         self.assertEqual(world.load("c").host, "", "what was not lost is loaded as ever")
         world.change("nas", online=True)
         world.load_all()
+        self.assertEqual(
+            world.hosts(), {"a": "nas", "b": "box", "c": ""}, "the others may be back in a moment, with what they run"
+        )
+        world.advance(RETURN_WINDOW)
+        world.load_all()
         self.assertEqual(world.hosts(), {"a": "nas", "b": "", "c": ""})
         self.assertLessEqual({ticket.number for ticket in tickets}, world.granted.keys())
 
@@ -329,6 +335,17 @@ class VanishTests(SynchronousTestCase):
         ticket = world.request("a")
         self.assertIn(ticket.number, world.granted)
         self.assertEqual(len(world.swaps), 1)
+
+    def test_model_that_may_still_run_on_a_host_that_has_not_answered_is_not_loaded_a_second_time(self) -> None:
+        world = hosts(here=200, places={"a": at("nas", "here"), "b": at("here")})
+        world.send(nas=HostFacts("nas", online=False, awaited=True))
+        tickets = world.requests("a", "b", "c")
+        self.assertEqual(world.hosts(), {"b": ""})
+        self.assertIn("nas may still run it", forecast(world.scheduler, "a", world.now).reason)
+        world.change("nas", awaited=False)
+        world.load_all()
+        self.assertEqual(world.hosts(), {"a": "", "b": "", "c": ""})
+        self.assertIn(tickets[0].number, world.granted)
 
 
 class DrainTests(SynchronousTestCase):
