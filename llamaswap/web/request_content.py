@@ -112,8 +112,9 @@ class RequestContent:
 
 
 def short_json(body: BodySource, query: bytes) -> RequestContent | None:
-    """The content of a body of JSON that is in memory and so short that no thread is needed; None of another."""
-    if not isinstance(body, BytesBody) or len(body.data) > LARGE:
+    """The content of a body of JSON that is in memory and so short that no thread is needed; None of another, and if
+    there is no body: then the query may name the model."""
+    if not isinstance(body, BytesBody) or not 0 < len(body.data) <= LARGE:
         return None
     json = JsonBody.parse(body.data)
     if json is None:
@@ -170,7 +171,7 @@ async def _decoded(text: bytes, coding: str, body: BodySource, run: RunBlocking)
 
 
 async def _read_text(text: bytes, query: bytes, kind: bytes, wants_json: bool, run: RunBlocking) -> RequestContent:
-    if b"application/json" in kind:
+    if text and b"application/json" in kind:
         json = await parse_json(text, run)
         if json is None:
             return RequestContent("", False, query)

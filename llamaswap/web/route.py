@@ -49,7 +49,8 @@ class Route:
     its `Host` could belong to one. By default a route counts as such unless it serves GET alone: a forgotten argument
     must not leave a route unguarded. `runs_commands`: the request can make the server run a command that the client
     chose, so a client of another machine needs a key. `key` says who checks the API key: the admin site, the handler
-    itself, or neither; `scope` which scope the key needs (`any`: none), by default `read` for GET, else `admin`.
+    itself, or neither; `scope` which scope the key needs (`any`: none), by default `read` for a GET that changes
+    nothing, else `admin`.
     `cross_origin`: any page may read the response, even without a key.
 
     `content` is the media type of the response, and `answer` the type of its document; `body_type` and `body` say the
@@ -79,7 +80,8 @@ class Route:
     def __attrs_post_init__(self) -> None:
         if self.changes_state is None:
             self.changes_state = self.methods != ("GET",)
-        self.scope = self.scope or ("read" if self.methods == ("GET",) else "admin")
+        reads = self.methods == ("GET",) and not self.changes_state
+        self.scope = self.scope or ("read" if reads else "admin")
 
     @property
     def name(self) -> str:

@@ -54,7 +54,7 @@ class RecordedTestCase(SynchronousTestCase):
 
 
 class CopilotTests(RecordedTestCase):
-    """microsoft/vscode, extensions/copilot/src/extension/byok: vscode-node/ollamaProvider.ts, node/openAIEndpoint.ts."""
+    """microsoft/vscode, extensions/copilot/src/extension/byok: vscode-node/ollamaProvider, node/openAIEndpoint."""
 
     def test_copilot_lists_the_models_and_chats(self):
         self.product.url = self.addresses[0]  # it wants Ollama's version, without a key

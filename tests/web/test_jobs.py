@@ -85,6 +85,12 @@ class FollowTests(JobTestCase):
         self.last.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, len(self.stage.router.asked)), (502, before))
 
+    def test_a_model_in_the_query_is_asked_by_clients_that_always_name_a_content_type(self):
+        kind = (b"Content-Type", b"application/json")
+        for method, path in ((b"GET", b"/v1/videos"), (b"GET", b"/v1/files/x"), (b"DELETE", b"/v1/files/x")):
+            found = self.ask(method, path + b"?model=alpha", b"", kind)
+            self.assertEqual((found.upstream.name, found.sent), ("alpha", b""), path)
+
     def test_a_deleted_job_is_forgotten(self):
         self.create()
         self.ask(b"DELETE", b"/v1/videos/video_1")

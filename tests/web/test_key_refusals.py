@@ -41,10 +41,13 @@ def key(text, name, **more):
 EXPIRED = key("sk-Expired-7f3a", "expired-name", expires=NOW - 1)
 EXHAUSTED = key("sk-Exhausted-91bc", "exhausted-name", scopes=("infer",), budget=Budget(1000, 86400.0))
 HURRIED = key("sk-Hurried-44de", "hurried-name", scopes=("infer",), rpm=1)
+TALKER = key("sk-Talker-e77a", "talker-name", scopes=("infer",), tpm=50)
+BUSY = key("sk-Busy-2f6d", "busy-name", scopes=("infer",), max_parallel=1, rpm=9)
 READER = key("sk-Reader-c0de", "reader-name", scopes=("read",))
 CHILD = key("sk-Child-5150", "child-name", scopes=("infer",), models=("org*",))
-KEYS = (EXPIRED, EXHAUSTED, HURRIED, READER, CHILD, ApiKey(Secret("sk-Plain-aa11")))
-TEXTS = ("sk-Expired-7f3a", "sk-Exhausted-91bc", "sk-Hurried-44de", "sk-Reader-c0de", "sk-Child-5150", "sk-Plain-aa11")
+KEYS = (EXPIRED, EXHAUSTED, HURRIED, TALKER, BUSY, READER, CHILD, ApiKey(Secret("sk-Plain-aa11")))
+TEXTS = ("sk-Expired-7f3a", "sk-Exhausted-91bc", "sk-Hurried-44de", "sk-Talker-e77a", "sk-Busy-2f6d")
+TEXTS += ("sk-Reader-c0de", "sk-Child-5150", "sk-Plain-aa11")
 SECRETS = (*TEXTS, "sk-Wrong-0bad", *(each.digest.hex() for each in KEYS))
 
 CASES = (
@@ -55,6 +58,8 @@ CASES = (
     ("sk-Child-5150", 403, "model_not_allowed", "child-name may not use beta; it may use: org*"),
     ("sk-Exhausted-91bc", 429, "insufficient_quota", "1000 tokens in one day"),
     ("sk-Hurried-44de", 429, "rate_limit_exceeded", "1 requests in a minute"),
+    ("sk-Talker-e77a", 429, "rate_limit_exceeded", "50 tokens in a minute"),
+    ("sk-Busy-2f6d", 429, "rate_limit_exceeded", "1 requests at the same time"),
 )
 
 
@@ -97,6 +102,8 @@ class RefusalTests(SynchronousTestCase):
         self.access = AccessLogger(AccessLog(self.lines), clock)
         self.usage.remember("exhausted-name", NOW - 7200, 1000)
         self.usage.meter("hurried-name").requests.add(NOW, 1)
+        self.usage.meter("talker-name").tokens.add(NOW, 50)
+        self.usage.meter("busy-name").running = 1
 
     def ask(self, method, target, header, body=b"", serve=None):
         json_sent = body.startswith(b"{")
@@ -153,7 +160,8 @@ class RefusalTests(SynchronousTestCase):
         self.successResultOf(self.activity.flush())
         rows = self.store.after(evolve(self.everything()), 0, 100_000)
         self.assertTrue(rows)
-        self.assertLessEqual({row.key for row in rows}, {"exhausted-name", "hurried-name"})
+        limited = {"exhausted-name", "hurried-name", "talker-name", "busy-name"}
+        self.assertLessEqual({row.key for row in rows}, limited)
         for name in names:
             self.assertIn(name, {row.key for row in rows})
             self.assertTrue(any(line.endswith(f"key={name}") for line in self.lines.written))
