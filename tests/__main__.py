@@ -1,6 +1,6 @@
 """Everything that must hold, in one command: `python -m tests [STEP ...]`.
 
-Steps: lint, types, unit, live, hosts, docs, soak, packaging, ui. Without arguments all of them run. The last line reads
+Steps: lint, types, unit, live, hosts, docs, packaging, soak, ui. Without arguments all of them run. The last line reads
 `N passed, N failed, N skipped`; a step that is no test suite (lint, types, packaging checks) counts as one.
 The exit status is 0 when nothing failed.
 """
@@ -188,9 +188,14 @@ def program(tally, *words):
         tally.skip(words[0], done.stdout.strip()[-300:])
         return
     print(done.stdout[-6000 if done.returncode == 0 else -20000 :])
-    counts = re.findall(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", done.stdout, re.MULTILINE)
+    count(tally, done.returncode, done.stdout)
+
+
+def count(tally, status, text):
+    """Add what a program says that it passed, failed and skipped; one that says nothing, or ends badly, has failed."""
+    counts = re.findall(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", text, re.MULTILINE)
     good, bad, left = (int(number or 0) for number in counts[-1]) if counts else (0, 1, 0)
-    if done.returncode != 0:
+    if status != 0:
         bad = max(bad, 1)
     tally.passed, tally.failed, tally.skipped = tally.passed + good, tally.failed + bad, tally.skipped + left
 
@@ -202,10 +207,39 @@ STEPS = {
     "live": live,
     "hosts": hosts,
     "docs": docs,
-    "soak": soak,
     "packaging": packaging,
+    "soak": soak,
     "ui": ui,
 }
+# The hosts wait for one another most of the time; these steps take one core meanwhile.
+BESIDE = {"hosts": ("docs", "packaging")}
+
+
+def step(tally, name):
+    began = time.monotonic()
+    print(f"== {name}", flush=True)
+    STEPS[name](tally)
+    print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def together(tally, name, others):
+    """The step `name` in a process of its own, and the others here meanwhile."""
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests", name], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        try:
+            for other in others:
+                step(tally, other)
+            child.wait()
+        finally:
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)  # so that it ends what it started
+                child.wait()
+        output.seek(0)
+        *told, last = output.read().splitlines() or [""]
+    print("\n".join(told), flush=True)
+    count(tally, child.returncode, last)
 
 
 def main(names):
@@ -215,11 +249,12 @@ def main(names):
         return 2
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     tally = Tally()
+    beside = {} if names else BESIDE
     for name in names or STEPS:
-        began = time.monotonic()
-        print(f"== {name}", flush=True)
-        STEPS[name](tally)
-        print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
+        if name in beside:
+            together(tally, name, beside[name])
+        elif not any(name in others for others in beside.values()):
+            step(tally, name)
     print(f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped")
     return 1 if tally.failed or not tally.passed else 0
 
