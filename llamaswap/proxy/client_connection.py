@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, NoRoom
-from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, write_through
+from llamaswap.proxy.fastpath.direct_write import close_when_sent, forget_unsent, unsent, write_through
 from llamaswap.proxy.framing import Framing, HeadTooSlow, MalformedMessage, find_head_end, with_target
 from llamaswap.proxy.response_framer import refusal
 from llamaswap.proxy.site_transaction import SiteLink, SiteTransaction
@@ -359,7 +359,7 @@ class ClientConnection(Protocol):
         """Close, after everything written was sent."""
         self._state = ConnectionState.CLOSED
         self._buffer = b""
-        self.wire.loseConnection()
+        close_when_sent(self.wire)
 
     def abort(self) -> None:
         """Close at once."""

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import Timeouts
-from llamaswap.proxy.fastpath.direct_write import write_through
+from llamaswap.proxy.fastpath.direct_write import close_when_sent, write_through
 from llamaswap.proxy.fastpath.known_heads import parse_response
 from llamaswap.proxy.framing import ChunkWalker, MalformedMessage, ResponseHead, find_head_end
 from llamaswap.proxy.transport import TcpTransport
@@ -128,7 +128,7 @@ class UpstreamConnection(ConnectionProtocol):
         self.on_idle_loss = None
         if not self.closed:
             self.closed = True
-            self._wire.loseConnection()
+            close_when_sent(self._wire)
 
     @property
     def received(self) -> int:

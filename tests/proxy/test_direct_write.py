@@ -2,11 +2,13 @@
 
 import socket
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, unsent_bytes, write_through
+from llamaswap.proxy.fastpath.direct_write import close_when_sent, forget_unsent, unsent, unsent_bytes, write_through
 
 
 class Turns:
@@ -22,6 +24,59 @@ class Turns:
         self.writers.discard(writer)
 
     addReader = removeReader = lambda self, reader: None
+
+
+class Ends:
+    """A protocol that only notes its end."""
+
+    def __init__(self):
+        self.reasons = []
+
+    def connectionLost(self, reason):
+        self.reasons.append(reason.type)
+
+
+class CloseTests(SynchronousTestCase):
+    def setUp(self):
+        near, self.far = socket.socketpair()
+        self.addCleanup(self.far.close)
+        self.far.settimeout(5)
+        self.turns, self.ends = Turns(), Ends()
+        self.wire = Connection(near, self.ends, self.turns)
+        self.wire.connected = 1
+        self.write = write_through(self.wire)
+
+    def test_a_connection_whose_bytes_are_sent_closes_at_once(self):
+        self.write(b"all")
+        close_when_sent(self.wire)
+        self.assertEqual(self.ends.reasons, [ConnectionDone])
+        self.assertEqual((self.far.recv(10), self.far.recv(10), self.turns.writers), (b"all", b"", set()))
+
+    def test_queued_bytes_are_sent_before_the_end(self):
+        self.wire.write(b"last words")
+        close_when_sent(self.wire)
+        self.assertEqual(self.ends.reasons, [])
+        self.assertIs(self.wire.doWrite().__class__, ConnectionDone)
+        self.assertEqual(self.far.recv(20), b"last words")
+        self.wire.connectionLost(Failure(ConnectionDone()))
+
+    def test_the_end_waits_for_a_producer(self):
+        self.wire.registerProducer(self, True)
+        close_when_sent(self.wire)
+        self.assertEqual(self.ends.reasons, [])
+        self.wire.unregisterProducer()
+        self.assertIs(self.wire.doWrite().__class__, ConnectionDone)
+        self.wire.connectionLost(Failure(ConnectionDone()))
+
+    def test_closing_twice_reports_one_end(self):
+        close_when_sent(self.wire)
+        close_when_sent(self.wire)
+        self.assertEqual(len(self.ends.reasons), 1)
+
+    def test_another_transport_is_closed_in_its_own_way(self):
+        wire = StringTransport()
+        close_when_sent(wire)
+        self.assertTrue(wire.disconnecting)
 
 
 class WriteThroughTests(SynchronousTestCase):

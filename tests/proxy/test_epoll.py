@@ -63,6 +63,26 @@ class PollTests(SynchronousTestCase):
         self.reactor.doIteration(0)
         self.assertEqual(self.received.data, b"")
 
+    def test_calls_run_when_they_are_due(self):
+        ran = []
+        self.reactor.seconds = lambda: 100.0 + len(ran)
+        self.reactor.callLater(0.5, ran.append, "later")
+        self.reactor.callLater(0, ran.append, "now")
+        self.reactor.callFromThread(ran.append, "from a thread")
+        self.reactor.runUntilCurrent()
+        self.assertEqual(ran, ["from a thread", "now", "later"])
+        self.reactor.runUntilCurrent()  # nothing is left
+        self.assertEqual((len(ran), self.reactor.getDelayedCalls()), (3, []))
+
+    def test_cancelled_calls_are_dropped_though_none_is_due(self):
+        self.reactor.callLater(1000, self.fail)
+        calls = [self.reactor.callLater(1000, self.fail) for _ in range(200)]
+        self.reactor.runUntilCurrent()
+        for call in calls:
+            call.cancel()
+        self.reactor.runUntilCurrent()
+        self.assertEqual(len(self.reactor._pendingTimedCalls), 1)
+
     def test_a_fault_is_logged_with_the_name_of_its_connection(self):
         logged = []
         log.addObserver(logged.append)

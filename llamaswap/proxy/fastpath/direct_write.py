@@ -1,4 +1,4 @@
-"""Sends at once when nothing is queued before.
+"""Sends at once, and closes at once, when nothing is queued before.
 
 Twisted's `transport.write` queues and sends in the reactor's next iteration, after registering for writability: three
 system calls and an iteration instead of one `send`. On a busy proxy that is a third of the work. So while the queue of
@@ -61,6 +61,24 @@ class _DirectWriter:
             return
         if sent < len(data):
             queue.write(data[sent:])
+
+
+def close_when_sent(transport: Transport) -> None:
+    """Close after everything written was sent; at once if it was, which saves an iteration and four changes of the poll
+    set.
+
+    The protocol's `connectionLost` may be called before this returns.
+    """
+    plain: object = transport
+    if (
+        isinstance(plain, Connection)
+        and not plain.TLS
+        and plain.producer is None
+        and not plain._tempDataBuffer
+        and not plain.dataBuffer
+    ):
+        plain._writeDisconnected = True  # as after a half-close: nothing more has to be written first
+    transport.loseConnection()
 
 
 def forget_unsent(transport: Transport) -> None:

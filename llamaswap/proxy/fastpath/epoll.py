@@ -41,6 +41,18 @@ class ProxyReactor(EPollReactor):
         super().__init__()
         self._unserved: list[int] = []
 
+    def runUntilCurrent(self) -> None:
+        """Run what is due, if anything is: most iterations only read and write."""
+        pending = self._pendingTimedCalls
+        if (
+            self.threadCallQueue
+            or self._newTimedCalls
+            or self._justStopped
+            or self._cancellations > 50  # so many that it may drop them
+            or (pending and pending[0].time <= self.seconds())
+        ):
+            super().runUntilCurrent()
+
     def doPoll(self, timeout: float | None) -> None:
         """Wait up to `timeout` seconds for events (None: until there is one), and handle them."""
         selectables = self._selectables
