@@ -35,6 +35,9 @@ MEASURES = {
     "streams50": (["streams", "--connections", 50, "--count", 100, "--pause", 0.04, "--size", 128], "chunks"),
     "streams500": (["streams", "--connections", 500, "--count", 60, "--pause", 0.1, "--size", 128], "chunks"),
     "streams2000": (["streams", "--connections", 2000, "--count", 16, "--pause", 0.5, "--size", 128], "chunks"),
+    # The same streams with a tenth of the chunks, for what the begin and the end of a stream cost.
+    "streams50short": (["streams", "--connections", 50, "--count", 10, "--pause", 0.04, "--size", 128], "chunks"),
+    "streams500short": (["streams", "--connections", 500, "--count", 6, "--pause", 0.1, "--size", 128], "chunks"),
     "upload": (["up", "--mb", 256], ""),
     "download": (["down", "--mb", 256], ""),
 }
