@@ -31,7 +31,6 @@ HEAD_TIMEOUT = 60.0  # seconds for a head to be complete
 IDLE_TIMEOUT = 75.0  # seconds; longer than the 60 for which common proxies keep their side
 BODY_TIMEOUT = 120.0  # seconds between two pieces of a body; a stalled client may hold a model that others wait for
 SWEEP_INTERVAL = 5.0  # seconds
-TRIM_DELAY = 0.02  # seconds in which clients that leave together have left
 
 trim = trimmer()
 log = Logger()
@@ -76,7 +75,7 @@ class ProxyServerFactory(Factory):
 
     @_memory_trimmer.default
     def _default_memory_trimmer(self) -> LowWaterTrimmer:
-        return LowWaterTrimmer(lambda: self.clock.callLater(TRIM_DELAY, trim))
+        return LowWaterTrimmer(self.clock, trim)
 
     def buildProtocol(self, addr: object) -> ClientConnection:
         return ClientConnection(self)

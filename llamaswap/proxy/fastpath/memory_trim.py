@@ -14,9 +14,12 @@ import ctypes
 import gc
 from collections.abc import Callable
 
+from twisted.internet.interfaces import IReactorTime
+
 MMAP_THRESHOLD = -3  # of glibc's mallopt
 LARGE_BLOCK = 256 * 1024  # bytes
 CROWD = 16  # connections; fewer leave nothing worth returning
+TRIM_DELAY = 0.1  # seconds in which clients that leave together have left; a collection among them takes longer
 
 
 def keep_large_blocks_apart(library: ctypes.CDLL | None = None) -> None:
@@ -38,18 +41,25 @@ def trimmer(library: ctypes.CDLL | None = None) -> Callable[[], None]:
 
 
 class LowWaterTrimmer:
-    """Calls `low` when half of many connections have closed, and again at each further half."""
+    """Calls `trim` soon after half of many connections have closed, and again at each further half."""
 
-    __slots__ = ("_low", "_most")
+    __slots__ = ("_clock", "_most", "_now", "_pending", "_trim")
 
-    def __init__(self, low: Callable[[], object]) -> None:
-        self._low = low
-        self._most = 0
+    def __init__(self, clock: IReactorTime, trim: Callable[[], object]) -> None:
+        self._clock, self._trim = clock, trim
+        self._most = self._now = 0
+        self._pending = False
 
     def count(self, now: int) -> None:
         """The number of connections is `now`."""
+        self._now = now
         if now > self._most:
             self._most = now
-        elif self._most >= CROWD and now <= self._most // 2:
-            self._most = now
-            self._low()
+        elif not self._pending and self._most >= CROWD and now <= self._most // 2:
+            self._pending = True
+            self._clock.callLater(TRIM_DELAY, self._due)
+
+    def _due(self) -> None:
+        self._pending = False
+        self._most = self._now
+        self._trim()
