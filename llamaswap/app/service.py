@@ -40,7 +40,7 @@ from llamaswap.config import LoadedConfig, load
 from llamaswap.config import files as config_files
 from llamaswap.discover import missing
 from llamaswap.events import EventBus
-from llamaswap.proxy.fastpath.memory_trim import keep_large_blocks_apart
+from llamaswap.proxy.fastpath.memory_trim import configure_malloc
 from llamaswap.proxy.listen import refusal
 from llamaswap.servers.orphans import sweep
 from llamaswap.upgrade import program
@@ -154,7 +154,7 @@ class LlamaSwap(MultiService):
         if self.earlier is not None:
             take_over(self.parts, self.earlier)
         linecache.clearcache()  # attrs leaves the source of each class it makes there: a megabyte
-        keep_large_blocks_apart()
+        configure_malloc()
         gc.collect()
         gc.freeze()  # what was made so far lives as long as the process: no need to look at it again
         gc.set_threshold(*GC_THRESHOLD)

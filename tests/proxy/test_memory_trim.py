@@ -4,12 +4,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.proxy.fastpath.memory_trim import (
+    ARENA_MAX,
     CROWD,
     LARGE_BLOCK,
     MMAP_THRESHOLD,
     TRIM_DELAY,
     LowWaterTrimmer,
-    keep_large_blocks_apart,
+    configure_malloc,
     trimmer,
 )
 
@@ -47,13 +48,13 @@ class MemoryTrimTests(SynchronousTestCase):
         self.assertIsNone(trimmer()())
         self.assertIsNone(trimmer(object())())
 
-    def test_large_blocks_are_kept_apart_if_the_library_can(self):
+    def test_large_blocks_are_kept_apart_in_one_heap_if_the_library_can(self):
         class Library:
             options = []
 
             def mallopt(self, option, value):
                 self.options.append((option, value))
 
-        keep_large_blocks_apart(Library())
-        keep_large_blocks_apart(object())
-        self.assertEqual(Library.options, [(MMAP_THRESHOLD, LARGE_BLOCK)])
+        configure_malloc(Library())
+        configure_malloc(object())
+        self.assertEqual(Library.options, [(MMAP_THRESHOLD, LARGE_BLOCK), (ARENA_MAX, 1)])
