@@ -118,6 +118,12 @@ class ReloadTests(SynchronousTestCase):
         before, after = self.status("started", "1"), self.status("reloaded", "2", added=["owl"], removed=[])
         self.assertEqual(self.reload(before, before, after).stdout, "the configuration is reloaded\nadded: owl\n")
 
+    def test_keys_that_are_in_force_from_the_reload_on_are_no_failure_of_it(self):
+        refused = (401, {"error": {"message": "unauthorized"}})
+        done = self.reload(self.status("started", "1"), refused)
+        self.assertEqual(done.exit_code, 0, done.stderr)
+        self.assertIn("the configuration is reloaded; its keys are in force: --key, or LLAMASWAP_API_KEY", done.stdout)
+
     def test_rejected_configuration_is_an_error_with_its_reason(self):
         done = self.reload(self.status("started", "1"), self.status("rejected", "2", "models must be a mapping"))
         self.assertEqual(done.exit_code, 1)
