@@ -34,6 +34,11 @@ def verdicts(results, about, swaps):
         ratio = figures["llamaswap"][figure] / figures["nginx"][figure]
         met = ratio <= bar if at_most else ratio >= bar
         rows.append((text, f"{'at most' if at_most else 'at least'} {bar} x nginx", f"{ratio:.2f} x", met))
+    for measure, bar in (("streams50", 1.4), ("streams500", 1.3)):
+        if measure in results and f"{measure}short" in results:
+            ours, theirs = (chunk_alone(results, measure, who) for who in ("llamaswap", "nginx"))
+            text = f"the same, {measure.removeprefix('streams')} streams, without their begin and end"
+            rows.append((text, f"at most {bar} x nginx", f"{ours / theirs:.2f} x", ours <= bar * theirs))
     for row in swaps:
         if row["subject"] == "llamaswap":
             text = f"swap above exit + load, servers ready after {row['ready_after_ms']:.0f} ms"
@@ -53,6 +58,13 @@ def verdicts(results, about, swaps):
         idle = mine["idle_rss_mb"]
         rows.append(("memory, one model loaded and idle", f"{IDLE_MB:.0f} MB", f"{idle:.0f} MB", idle <= IDLE_MB))
     return rows
+
+
+def chunk_alone(results, measure, who):
+    """CPU microseconds for each chunk that the streams of a measure have more than those of its short form."""
+    more, fewer = results[measure][who], results[f"{measure}short"][who]
+    spent = more["cpu_us"] * more["chunks"] - fewer["cpu_us"] * fewer["chunks"]
+    return spent / (more["chunks"] - fewer["chunks"])
 
 
 def grid(head, rows):
