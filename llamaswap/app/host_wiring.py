@@ -21,7 +21,7 @@ from llamaswap.discover.missing import NeededFiles, host_findings, needed_files
 from llamaswap.observe.exposition import MetricFamily
 from llamaswap.routing.router import Router
 from llamaswap.scheduling.hosts import HostFacts
-from llamaswap.scheduling.memory import Device, MemoryNeed
+from llamaswap.scheduling.memory import Device, Ledger, MemoryNeed
 from llamaswap.servers.server_request import SocketRequest
 from llamaswap.state_folder import state_folder
 from llamaswap.web.hosts_api import DeviceDocument, HostDocument, HostsDocument
@@ -139,24 +139,28 @@ class HostParts:
         models: dict[str, list[str]] = {}
         for status in router.running():
             models.setdefault(router.host_of(status.model), []).append(status.model)
-        here = HostDocument(HERE, online=True, drained="" in self.manager.drained, models=models.get("", []))
-        found = [here]
+        ledger = router.hosts[""].ledger if "" in router.hosts else Ledger({})
+        found = [
+            HostDocument(
+                HERE,
+                online=True,
+                drained="" in self.manager.drained,
+                devices=_devices(ledger, {}),
+                models=models.get("", []),
+            )
+        ]
         for name, host in sorted(self.manager.hosts.items()):
             state = host.state
-            devices = []
-            for device, memory in sorted(state.ledger.devices.items()) if state is not None else ():
-                assert state is not None
-                devices.append(DeviceDocument(device, state.names.get(device, ""), memory.total, memory.foreign))
             found.append(
                 HostDocument(
                     name,
                     address=f"{host.endpoint.host}:{host.endpoint.port}",
                     online=host.online,
-                    drained=name in self.manager.drained,
-                    problem=host.problem,
+                    drained=host.facts is not None and host.facts.drained,
+                    problem=host.problem or ("it leaves" if state is not None and state.leaving else ""),
                     seen_seconds=None if host.seen is None else round(now - host.seen, 1),
                     labels=dict(host.labels),
-                    devices=devices,
+                    devices=[] if state is None else _devices(state.ledger, state.names),
                     models=models.get(name, []),
                 )
             )
@@ -173,3 +177,10 @@ class HostParts:
                 memory.values[name, device] = one.total * MIB
         yield online
         yield memory
+
+
+def _devices(ledger: Ledger, names: Mapping[str, str]) -> list[DeviceDocument]:
+    return [
+        DeviceDocument(device, names.get(device, ""), memory.total, memory.foreign)
+        for device, memory in sorted(ledger.devices.items())
+    ]

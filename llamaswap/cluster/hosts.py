@@ -296,8 +296,9 @@ class HostManager:
         if host.online and (failure.check(ConnectionRefusedError) or late):
             self._offline(host, "its agent ended" if not late else "its agent does not answer")
         elif not host.online:
-            host.problem = failure.getErrorMessage()
-            if failure.check(ConnectionRefusedError):
+            refused = failure.check(ConnectionRefusedError)
+            host.problem = "its agent does not run" if refused else failure.getErrorMessage()
+            if refused:
                 self._answered_no(host)
         self._again(host, 0.01 if lost and host.online else RETRY_DELAY)
 

@@ -118,6 +118,7 @@ def nodes() -> list[dict[str, object]]:
 def ensure_agent(host: str) -> dict[str, object]:
     """Start the keeper of a host unless it runs."""
     import ray
+    from ray.exceptions import ActorUnavailableError
 
     node = next((one for one in nodes() if one["host"] == host and one["alive"]), None)
     if node is None:
@@ -132,8 +133,15 @@ def ensure_agent(host: str) -> dict[str, object]:
         label_selector={HOST_LABEL: host},
     )
     actor: Any = keeper.remote(host, node["address"], node["port"])
-    found: dict[str, object] = ray.get(actor.report.remote(), timeout=KEEPER_LIMIT)
-    return found
+    until = time.monotonic() + KEEPER_LIMIT
+    while True:
+        try:
+            found: dict[str, object] = ray.get(actor.report.remote(), timeout=KEEPER_LIMIT)
+            return found
+        except ActorUnavailableError:  # its node was restarted, and Ray restarts it
+            if time.monotonic() >= until:
+                raise
+            time.sleep(RESTART_PAUSE)
 
 
 def reserve(name: str, host: str, sizes: dict[str, int]) -> str:

@@ -41,6 +41,8 @@ EVERYWHERE = {
     "RAY_gcs_server_request_timeout_seconds": "10",
     # Nodes wait for a head that is restarted; what runs there goes on.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+    # `join` has drained its host already when it ends Ray.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 """Variables that must be the same on all machines."""
 

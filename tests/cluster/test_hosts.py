@@ -200,6 +200,12 @@ class HostManagerTests(SynchronousTestCase):
         world.manager.drain("nas", False)
         self.assertEqual(world.published[-1]["nas"].missing, STATE.missing)
 
+    def test_host_that_leaves_is_drained(self) -> None:
+        world = self.scene().joined()
+        world.clock.advance(0.1)
+        world.answer(number=9, leaving=True)
+        self.assertTrue(world.published[-1]["nas"].drained)
+
     def test_host_is_told_what_models_need_there_and_what_it_has_is_published(self) -> None:
         world = self.scene()
         world.manager.files = lambda host: {"a": NeededFiles("serve", (f"/{host}/a.gguf",))}

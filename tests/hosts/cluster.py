@@ -65,7 +65,9 @@ class Cluster:
         self.home = Path(self._home.name)
         self.state = self.home / "state"
         self.ports = next(start for _ in range(1000) if (start := free_range()) >= 20_000)  # below are Ray's workers
-        self.models = models
+        self.weights = self.home / "weights.gguf"
+        self.weights.write_bytes(bytes(1 << 26))  # in the page cache, as what was just written is
+        self.models = models.replace("WEIGHTS", str(self.weights))
         self.joins = {}
 
     def environment(self, host):

@@ -22,6 +22,7 @@ MODELS = f"""
   labelled: {{cmd: "{ENGINE}", memory: {{gpu: 1GiB}}, place: {{labels: {{kind: beta}}}}}}
   local: {{cmd: "{ENGINE}", memory: {{ram: 64MiB}}, place: here}}
   brief: {{cmd: "{ENGINE} --name brief --tokens 40 --interval 0.05", memory: {{gpu: 1GiB}}, place: [alpha]}}
+  cached: {{cmd: "{ENGINE} --name WEIGHTS", memory: {{gpu: 1GiB}}, place: [beta]}}
   either: {{cmd: "{ENGINE} --name either", memory: {{ram: 64MiB}}, place: [beta, here]}}
   absent: {{cmd: "/nonexistent/server --port ${{PORT}}", memory: {{gpu: 1GiB}}, place: [alpha]}}
   stream: {{cmd: "{ENGINE} --one-slot --tokens 600 --interval 0.05", memory: {{gpu: 2GiB}}, place: [beta, alpha]}}
@@ -55,6 +56,8 @@ class HostsTests(TestCase):
             status, pid = cluster.chat(model)
             self.assertEqual(status, 200, pid)
             self.assertEqual(cluster.host_of(model), host)
+        plan = lambda: cluster.product.json("/api/plan?model=cached")["reason"]
+        wait_for(lambda: "on beta, which has its weights in its page cache" in plan(), 20, plan)
         cluster.unload()
         self.assertFalse(alive(pid))
 
@@ -132,7 +135,7 @@ class HostsTests(TestCase):
         self.assertEqual(cluster.engines("--name small"), [first])
         cluster.unload("brief")
 
-    def test_g_second_front_takes_over_without_a_second_process_and_the_first_one_says_so(self):
+    def test_h_second_front_takes_over_without_a_second_process_and_the_first_one_says_so(self):
         cluster = self.scene("alpha")
         _, first = cluster.chat("small")
         older, newer = cluster.product, cluster.front(cluster.ports + 10)
@@ -146,7 +149,7 @@ class HostsTests(TestCase):
             older.__exit__()
         self.assertEqual(cluster.chat("small"), (200, first))
 
-    def test_h_front_that_dies_finds_its_models_again_within_the_grace_and_they_end_after_it(self):
+    def test_i_front_that_dies_finds_its_models_again_within_the_grace_and_they_end_after_it(self):
         cluster = self.scene("alpha")
         _, first = cluster.chat("small")
         cluster.kill_front()
@@ -162,7 +165,7 @@ class HostsTests(TestCase):
         self.assertGreater(time.monotonic() - began, GRACE - UNSEEN / 3)
         cluster.product = cluster.front().__enter__()
 
-    def test_i_returning_host_keeps_no_model_that_was_loaded_elsewhere_meanwhile(self):
+    def test_j_returning_host_keeps_no_model_that_was_loaded_elsewhere_meanwhile(self):
         cluster = self.scene("alpha", "beta")
         _, first = cluster.chat("single")
         self.assertEqual(cluster.host_of("single"), "beta")
@@ -185,7 +188,7 @@ class HostsTests(TestCase):
         self.assertEqual(cluster.chat("single"), (200, second))
         cluster.unload()
 
-    def test_j_vanished_majority_is_not_replaced_and_is_adopted_with_what_still_runs(self):
+    def test_k_vanished_majority_is_not_replaced_and_is_adopted_with_what_still_runs(self):
         cluster = self.scene("alpha", "beta", "gamma")
         _, first = cluster.chat("either")
         self.assertEqual(cluster.host_of("either"), "beta")
@@ -204,7 +207,7 @@ class HostsTests(TestCase):
         self.assertEqual((cluster.chat("either"), cluster.host_of("either")), ((200, first), "beta"))
         cluster.unload()
 
-    def test_k_host_that_was_cut_off_leaves_no_second_process(self):
+    def test_l_host_that_was_cut_off_leaves_no_second_process(self):
         cluster = self.scene("alpha", "beta")
         _, first = cluster.chat("single")
         self.assertEqual(cluster.host_of("single"), "beta")
@@ -223,7 +226,7 @@ class HostsTests(TestCase):
         self.assertEqual(cluster.chat("single"), (200, second))
         cluster.unload()
 
-    def test_l_agent_that_is_killed_is_restarted_and_leaves_no_server(self):
+    def test_m_agent_that_is_killed_is_restarted_and_leaves_no_server(self):
         cluster = self.scene("alpha")
         _, first = cluster.chat("small")
         os.kill(cluster.agent("alpha"), signal.SIGKILL)
