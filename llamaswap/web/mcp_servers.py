@@ -66,6 +66,8 @@ class ChatToolEndpoints:
             response = await shielded(asked, "a message to an MCP server")
         except RequestFailed as error:
             raise HttpError(502, f"the MCP server {name} cannot be reached: {error}")
+        if response.status == 404 and SESSION in headers:
+            raise HttpError(404, f"the MCP server {name} has ended the session: initialize it again")
         if response.status >= 400:
             raise HttpError(502, f"the MCP server {name} answered {response.status}: {_text(response)[:200]}")
         session = response.headers.get(SESSION)

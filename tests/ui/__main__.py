@@ -1,6 +1,6 @@
 """`python -m tests.ui [-jN] [name ...]`: every browser check, or those whose name contains one of the words.
 
-With -jN in N processes, each with every Nth check.
+With -jN in N processes. The checks that share a real server stay together, so that it is started once.
 """
 
 from __future__ import annotations
@@ -36,6 +36,18 @@ def checks(words: list[str]) -> list[unittest.TestCase]:
         loader.testNamePatterns = [f"*{word}*" for word in words]
     modules = (looks, works, defects, chats, settings, feedback, charts, wizard)
     return [one for module in modules for one in each(loader.loadTestsFromModule(module))]
+
+
+def shares(found: list[unittest.TestCase], processes: int) -> list[list[unittest.TestCase]]:
+    """The checks for each process, about as many for one as for another."""
+    groups: dict[object, list[unittest.TestCase]] = {}
+    for one in found:
+        together = type(one) if isinstance(one, harness.RealCase) else one
+        groups.setdefault(together, []).append(one)
+    parts: list[list[unittest.TestCase]] = [[] for _ in range(processes)]
+    for group in sorted(groups.values(), key=len, reverse=True):
+        min(parts, key=len).extend(group)
+    return parts
 
 
 class Timed(unittest.TextTestResult):
@@ -95,7 +107,7 @@ def main(words: list[str]) -> int:
     if match := re.fullmatch(r"-j(\d+)", first):
         return share_out(int(match[1]), words[1:])
     if match := re.fullmatch(r"--share=(\d+)/(\d+)", first):
-        return run(checks(words[1:])[int(match[1]) :: int(match[2])])
+        return run(shares(checks(words[1:]), int(match[2]))[int(match[1])])
     return run(checks(words))
 
 

@@ -32,8 +32,7 @@ class Charts(harness.MockCase):
             ):  # fmt: skip
                 self.assertRegex(text, pattern)
             self.assertEqual(figures.locator("svg polyline").count(), 4)
-            if harness.AXE.exists():
-                self.assertEqual(self.axe(page), [])
+            self.accessible(page)
             figures.nth(3).get_by_role("link").click()
             page.wait_for_url(re.compile(r"/ui/requests\?status=error"))
 
@@ -57,8 +56,10 @@ class Charts(harness.MockCase):
         self.assertLess((left - lanes["x"]) / lanes["width"], 0.25, "the first model begins at the left")
 
     def test_timeline_and_charts_share_one_time_axis(self) -> None:
+        page = self.overview()
         for width in (1440, 390):
-            page = self.overview(width)
+            page.set_viewport_size(harness.viewport(width))
+            page.evaluate(harness.PAINTED)
             line = page.locator(".lanes .lane-line").first.bounding_box()
             for plot in page.locator(".timeline .u-over").all():
                 box = plot.bounding_box()
@@ -138,8 +139,7 @@ class Phases(harness.MockCase):
             page.get_by_text(re.compile("Most of the time its model was being loaded: .* of ")).wait_for()
             usual = waterfall.locator("tbody tr", has_text="Read the prompt").locator("td").nth(1)
             harness.until(lambda cell=usual: re.search(r"\d", cell.inner_text()))
-            if harness.AXE.exists():
-                self.assertEqual(self.axe(page), [])
+            self.accessible(page)
 
 
 class RealPhases(harness.RealCase):
@@ -175,8 +175,7 @@ class ModelFacts(harness.MockCase):
             self.assertEqual("big" in shown.splitlines() or "\tbig\t" in shown, width == 1440)
             over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             self.assertLessEqual(over, 0)
-            if harness.AXE.exists():
-                self.assertEqual(self.axe(page), [])
+            self.accessible(page)
 
     def test_model_that_is_kept_loaded_is_marked_with_the_pin(self) -> None:
         self.world.pins.add("gpt-oss-120b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import unittest
@@ -251,8 +252,7 @@ class Chats(harness.MockCase):
             page.locator(".md-code-head", has_text="rust").get_by_role("button", name="Copy").wait_for()
             page.locator(".md-code-head", has_text="text").wait_for()
             page.locator(".md-code .hljs-keyword", has_text="fn").wait_for()
-            if harness.AXE.exists():
-                self.assertEqual(self.axe(page), [])
+            self.accessible(page)
 
     def test_tool_calls_are_shown_with_their_arguments(self) -> None:
         page = self.chat()
@@ -305,8 +305,7 @@ class Chats(harness.MockCase):
             self.choose_tools(page)
             self.say(page, "weather in Lima?")
             page.get_by_role("button", name="Run weather").wait_for()
-            if harness.AXE.exists():
-                self.assertEqual(self.axe(page), [])
+            self.accessible(page)
             self.assertEqual([one["method"] for one in messages if one["method"] == "tools/call"], [])
             page.get_by_role("button", name="Run weather").click()
             page.locator(".bubble.assistant", has_text="It is warm in Lima.").wait_for()
@@ -372,6 +371,75 @@ class Chats(harness.MockCase):
         self.say(page, "hi")
         page.locator(".toast.error", has_text="The model gets no tools of home").wait_for()
         page.locator(".bubble.assistant", has_text="hello").wait_for()
+
+    def test_tool_that_runs_is_stopped_and_can_be_run_again(self) -> None:
+        page = self.chat()
+        messages = self.with_tools(page)
+        self.answers(page, self.call(), sse("It is warm in Lima."))
+        self.choose_tools(page)
+        held: list[Any] = []
+
+        def hold(route: Any) -> None:
+            if route.request.post_data_json["method"] == "tools/call" and not held:
+                held.append(route)
+            else:
+                route.fallback()
+
+        page.route("**/api/mcp/home", hold)
+        self.say(page, "weather in Lima?")
+        page.get_by_role("button", name="Run weather").click()
+        page.get_by_role("button", name="Stop", exact=True).wait_for()
+        page.get_by_role("button", name="Stop weather").click()
+        page.get_by_role("button", name="Run weather").wait_for()
+        page.get_by_role("button", name="Send", exact=True).wait_for()
+        harness.until(lambda: page.wait_for_timeout(20) or messages[-1]["method"] == "notifications/cancelled")
+        self.assertEqual(messages[-1]["params"]["requestId"], held[0].request.post_data_json["id"])
+        page.get_by_role("button", name="Run weather").click()
+        page.locator(".bubble.assistant", has_text="It is warm in Lima.").wait_for()
+
+    def test_session_that_the_mcp_server_has_ended_is_begun_again(self) -> None:
+        page = self.chat()
+        messages = self.with_tools(page)
+        self.answers(page, self.call(), sse("It is warm in Lima."))
+        self.choose_tools(page)
+        ended: list[str] = []
+
+        def end(route: Any) -> None:
+            if route.request.post_data_json["method"] == "tools/call" and not ended:
+                ended.append("s-1")
+                route.fulfill(status=404, json={"error": {"message": "the session has ended"}})
+            else:
+                route.fallback()
+
+        page.route("**/api/mcp/home", end)
+        self.say(page, "weather in Lima?")
+        page.get_by_role("button", name="Run weather").click()
+        page.locator(".bubble.assistant", has_text="It is warm in Lima.").wait_for()
+        methods = [one["method"] for one in messages]
+        self.assertEqual(methods[-3:], ["initialize", "notifications/initialized", "tools/call"])
+        self.assertIsNone(messages[-3]["session"], "the ended session is named")
+
+    def test_replayed_request_keeps_the_calls_of_tools_and_their_answers(self) -> None:
+        call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Lima"}'}}
+        asked = [
+            {"role": "user", "content": "weather in Lima?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "21 degrees"},
+        ]
+        page = self.page("requests?open=420")
+        self.live(page)
+        capture = harness.ask(f"{self.url}/api/captures/420")
+        body = json.dumps({"model": "gpt-oss-120b", "messages": asked}).encode()
+        capture["req_body"] = base64.b64encode(body).decode()
+        page.route("**/api/captures/420", lambda route: route.fulfill(json=capture))
+        page.reload()
+        page.locator(".turn", has_text="21 degrees").first.wait_for()
+        page.get_by_role("button", name="Replay").click()
+        page.locator(".tool summary", has_text="weather").wait_for()
+        bodies = self.answers(page, sse("It is warm."))
+        page.get_by_role("button", name="Regenerate").click()
+        page.locator(".bubble.assistant", has_text="It is warm.").wait_for()
+        self.assertEqual(bodies[0]["messages"], asked)
 
     def test_refusal_to_list_the_mcp_servers_is_shown(self) -> None:
         page = self.chat()

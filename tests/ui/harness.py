@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import unittest
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +31,9 @@ FAILURES = SHOTS or Path(tempfile.gettempdir()) / "llamaswap-ui-failures"
 # What the page promises in seconds holds on a machine with nothing else to do (UI_SLACK=1); one that is busy gets more.
 SLACK = float(os.environ.get("UI_SLACK", "5"))
 PATIENCE = 60.0  # seconds for everything else; only a failure waits so long
+WIDTHS = (1440, 1280, 390)
+# What was changed last is drawn: observers of sizes and themes have run, and so have the renders that they asked for.
+PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -50,6 +55,16 @@ def why_not() -> str:
     except ImportError:
         return "Playwright for Python is not installed (pip install playwright)"
     return ""
+
+
+@cache
+def browser() -> Any:
+    """The browser of this process, which is started once: a check has its own context in it."""
+    from playwright.sync_api import sync_playwright
+
+    playwright = sync_playwright().start()
+    atexit.register(playwright.stop)
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
 class RealServer:
@@ -175,13 +190,17 @@ def until(what: Callable[[], Any]) -> Any:
     return found
 
 
+def viewport(width: int) -> dict[str, int]:
+    """The size of a window of this width."""
+    return {"width": width, "height": 844 if width < 600 else 860}
+
+
 class BrowserCase(unittest.TestCase):
-    """One browser for a class; a fresh context, and so fresh storage, for each test.
+    """A fresh context, and so fresh storage, for each test.
 
     A test that fails says what its pages showed and logged, and where their pictures are.
     """
 
-    browser: ClassVar[Any]
     url = ""
 
     def __init__(self, name: str = "runTest") -> None:
@@ -232,17 +251,11 @@ class BrowserCase(unittest.TestCase):
         reason = why_not()
         if reason:
             raise unittest.SkipTest(reason)
-        from playwright.sync_api import sync_playwright
-
-        playwright = sync_playwright().start()
-        cls.addClassCleanup(playwright.stop)
-        cls.browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        cls.addClassCleanup(cls.browser.close)
 
     def context(self, width: int = 1280, theme: str = "light", **more: Any) -> Any:
         """A browser context; what it logs as errors fails the test."""
-        options = {"viewport": {"width": width, "height": 844 if width < 600 else 860}, "color_scheme": theme}
-        made = self.browser.new_context(**options, reduced_motion="reduce", **more)
+        options = {"viewport": viewport(width), "color_scheme": theme}
+        made = browser().new_context(**options, reduced_motion="reduce", **more)
         made.set_default_timeout(PATIENCE * 1000)
         self.addCleanup(made.close)
         return made
@@ -250,19 +263,25 @@ class BrowserCase(unittest.TestCase):
     def page(self, where: str = "", context: Any = None, **more: Any) -> Any:
         """An open page. `page.faults` collects console errors, `page.asked` every address it asked for.
 
-        `page.told` is everything it logged and every request that failed, for the account of a failure.
+        `page.pending` holds the requests that are not answered yet, and `page.told` everything it logged and every
+        request that failed, for the account of a failure.
         """
         made = (context or self.context(**more)).new_page()
         self.pages_open.append(made)
         made.faults = []
         made.asked = []
         made.told = []
+        made.pending = set()
         made.on("console", lambda message: message.type == "error" and made.faults.append(message.text))
         made.on("console", lambda message: made.told.append(f"{message.type}: {message.text}"))
         made.on("pageerror", lambda error: made.faults.append(str(error)))
         made.on("pageerror", lambda error: made.told.append(f"thrown: {error}"))
         made.on("requestfailed", lambda request: made.told.append(f"failed: {request.url} {request.failure}"))
         made.on("request", lambda request: made.asked.append((request.method, request.url, request.post_data_buffer)))
+        # A page is never told that the script of its shared worker has arrived.
+        made.on("request", lambda request: "/worker-" in request.url or made.pending.add(request))
+        made.on("requestfinished", lambda request: made.pending.discard(request))
+        made.on("requestfailed", lambda request: made.pending.discard(request))
         made.goto(f"{self.url}/ui/{where}")
         return made
 
@@ -275,6 +294,26 @@ class BrowserCase(unittest.TestCase):
         self.live(page)
         page.locator("main :is(h1, h2)").first.wait_for()
         self.gone(page.locator("main .spinner"))
+        until(lambda: page.evaluate(PAINTED) or not page.pending)
+
+    def appearances(self, page: Any, *, widths: tuple[int, ...] = WIDTHS) -> Iterator[tuple[int, str]]:
+        """Show the loaded page in each of the widths and both themes, and give these."""
+        for width in widths:
+            page.set_viewport_size(viewport(width))
+            for theme in ("light", "dark"):
+                page.emulate_media(color_scheme=theme)
+                page.evaluate(PAINTED)
+                yield width, theme
+
+    def accessible(self, page: Any) -> None:
+        """Fail if axe finds something; without axe nothing is judged."""
+        if AXE.exists():
+            self.assertEqual(self.axe(page), [])
+
+    def fits(self, page: Any) -> None:
+        """Fail if the page scrolls sideways."""
+        over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        self.assertLessEqual(over, 0, "the page scrolls sideways")
 
     def gone(self, locator: Any) -> None:
         """Wait until nothing on the page is like this."""
@@ -282,7 +321,8 @@ class BrowserCase(unittest.TestCase):
 
     def axe(self, page: Any) -> list[str]:
         """What axe finds of serious or critical impact, and why."""
-        page.evaluate(AXE.read_text(encoding="utf-8"))
+        if not page.evaluate("'axe' in window"):
+            page.evaluate(AXE.read_text(encoding="utf-8"))
         found = page.evaluate(
             "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations"
             ".filter(v => ['serious', 'critical'].includes(v.impact))"

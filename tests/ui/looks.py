@@ -1,9 +1,10 @@
-"""Every page in both themes and at two widths: no errors, no sideways scrolling, nothing axe calls serious."""
+"""Every page in both themes and at three widths: no errors, no sideways scrolling, nothing axe calls serious."""
 
 from __future__ import annotations
 
 import unittest
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 from tests.ui import harness, mock
 
@@ -40,32 +41,42 @@ class Looks(harness.BrowserCase):
     """The matrix; the subclasses say against whom."""
 
     __test__ = False
-    pages: dict[str, str] = {}
     name = ""
 
-    def matrix(self, width: int, theme: str) -> None:
-        context = self.context(width=width, theme=theme, bypass_csp=True)
-        for name, where in self.pages.items():
-            with self.subTest(page=name, width=width, theme=theme), self.telling(f"{name}-{width}-{theme}"):
-                page = self.page(where, context)
-                self.settled(page)
-                page.wait_for_timeout(300)
+    def matrix(self, page_name: str, where: str) -> None:
+        """One page, loaded once and looked at in each width and theme."""
+        page = self.page(where, bypass_csp=True)
+        self.settled(page)
+        for width, theme in self.appearances(page):
+            with self.subTest(page=page_name, width=width, theme=theme), self.telling(f"{page_name}-{width}-{theme}"):
                 if harness.SHOTS:
                     harness.SHOTS.mkdir(parents=True, exist_ok=True)
-                    page.screenshot(path=harness.SHOTS / f"{self.name}-{name}-{width}-{theme}.png")
-                over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-                self.assertLessEqual(over, 0, "the page scrolls sideways")
-                if harness.AXE.exists():
-                    self.assertEqual(self.axe(page), [])
+                    page.screenshot(path=harness.SHOTS / f"{self.name}-{page_name}-{width}-{theme}.png")
+                self.fits(page)
+                self.accessible(page)
                 self.assertEqual(page.faults, [])
-                page.close()
 
 
+def one_test_a_page(pages: dict[str, str]) -> Callable[[type[Looks]], type[Looks]]:
+    """Give a class a test for each of the pages."""
+
+    def add(case: type[Looks]) -> type[Looks]:
+        for name, where in pages.items():
+
+            def test(self: Looks, name: str = name, where: str = where) -> None:
+                self.matrix(name, where)
+
+            setattr(case, f"test_{name.replace('-', '_')}_in_three_widths_and_both_themes", test)
+        return case
+
+    return add
+
+
+@one_test_a_page(PAGES)
 class RealLooks(Looks, harness.RealCase):
     """The real server, after a load, a swap and a failure."""
 
     __test__ = True
-    pages = PAGES
     name = "real"
 
     @classmethod
@@ -78,44 +89,20 @@ class RealLooks(Looks, harness.RealCase):
             except OSError:
                 continue
 
-    def test_wide_and_light(self) -> None:
-        self.matrix(1280, "light")
 
-    def test_wide_and_dark(self) -> None:
-        self.matrix(1280, "dark")
-
-    def test_narrow_and_light(self) -> None:
-        self.matrix(390, "light")
-
-    def test_narrow_and_dark(self) -> None:
-        self.matrix(390, "dark")
-
-
+@one_test_a_page(CROWDED)
 class CrowdedLooks(Looks, harness.MockCase):
     """The mock: many models, two GPUs, long histories."""
 
     __test__ = True
-    pages = CROWDED
     name = "crowded"
 
-    def test_wide_and_light(self) -> None:
-        self.matrix(1280, "light")
 
-    def test_wide_and_dark(self) -> None:
-        self.matrix(1280, "dark")
-
-    def test_narrow_and_light(self) -> None:
-        self.matrix(390, "light")
-
-    def test_narrow_and_dark(self) -> None:
-        self.matrix(390, "dark")
-
-
+@one_test_a_page({"overview": "", "models": "models"})
 class MemoryLooks(Looks, harness.MockCase):
     """The mock with the memory of its devices and models."""
 
     __test__ = True
-    pages: ClassVar[dict[str, str]] = {"overview": "", "models": "models"}
     name = "memory"
 
     def setUp(self) -> None:
@@ -127,11 +114,6 @@ class MemoryLooks(Looks, harness.MockCase):
         shown = page.locator(".device-facts, th:has-text('Memory')").first
         shown.wait_for(state="attached")
         shown.evaluate("element => element.scrollIntoView({block: 'center'})")
-
-    def test_bars_of_memory_in_three_widths_and_both_themes(self) -> None:
-        for width in (390, 1280, 1440):
-            for theme in ("light", "dark"):
-                self.matrix(width, theme)
 
     def test_bars_name_models_other_programs_and_what_is_free(self) -> None:
         page = self.page()

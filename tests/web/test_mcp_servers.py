@@ -64,6 +64,11 @@ class McpTests(TestCase):
             answer = self.post(self.world(failure), {"id": 1})
             self.assertEqual(answer.status, 502)
 
+    def test_session_that_the_server_has_ended_is_told_apart_from_a_server_that_fails(self):
+        ended = self.post(self.world(HttpResponse(404, b"")), {"id": 1}, headers=[("mcp-session-id", "s-0")])
+        self.assertEqual(ended.status, 404)
+        self.assertEqual(self.post(self.world(HttpResponse(404, b"")), {"id": 1}).status, 502)
+
     def test_unknown_server_and_message_that_is_too_long_are_refused(self):
         self.assertEqual(self.post(self.world(), {}, name="other").status, 404)
         self.assertEqual(self.post(self.world(), {"x": "y" * MESSAGE_LIMIT}).status, 413)

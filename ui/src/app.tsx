@@ -9,6 +9,7 @@ import { Icon } from "./lib/icons";
 import { KeyForm } from "./lib/keyform";
 import { helpOpen, installKeys, paletteOpen } from "./lib/keys";
 import { reopened, retry, stale, start, status } from "./lib/link";
+import { part, whyMissing } from "./lib/parts";
 import { type Theme, darkNow, theme, title } from "./lib/prefs";
 import { NAV, NOWHERE, followLinks, href, route } from "./lib/router";
 import { inflight, profiles } from "./lib/state";
@@ -160,7 +161,7 @@ function Current() {
         if (!alive) return;
         // The link may be back before the browser gives the fetch up: then nothing else would reload the page.
         if (reopened.peek() !== before) location.reload();
-        else failed.value = "This part of the interface could not be fetched. The page reloads when the server is back; if the server was updated, reload it now.";
+        else void whyMissing().then((why) => (failed.value = why));
       },
     );
     return () => { alive = false; };
@@ -173,18 +174,16 @@ function Current() {
   }
   const Component = pages.get(page);
   if (Component) return <Guard key={page}><Component /></Guard>;
-  if (failed.value) return <Problem text={failed.value} retry={() => location.reload()} />;
+  if (failed.value) return <Problem text={failed.value} retry={() => location.reload()} retryLabel="Reload" />;
   return <div class="page center"><Spinner /></div>;
 }
 
-const palette = (): Promise<Page> => import("./pages/palette").then((m) => m.Palette);
-
 function PaletteHost() {
-  const part = useSignal<{ Part: Page } | null>(null);
+  const palette = useSignal<{ Part: Page } | null>(null);
   useEffect(() => {
-    if (paletteOpen.value || helpOpen.value) palette().then((Part) => (part.value = { Part }));
+    if (paletteOpen.value || helpOpen.value) part(import("./pages/palette"), ({ Palette: Part }) => (palette.value = { Part }), () => (paletteOpen.value = helpOpen.value = false));
   }, [paletteOpen.value, helpOpen.value]);
-  const Shown = part.value?.Part;
+  const Shown = palette.value?.Part;
   return Shown && (paletteOpen.value || helpOpen.value) ? <Shown /> : null;
 }
 

@@ -3,7 +3,7 @@ import { Draft } from "../src/lib/draft";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { axisTicks, needsLog, spread } from "../src/lib/axis";
-import { Answer, requestTurns, responseAnswer } from "../src/lib/convo";
+import { Answer, messagesOf, requestTurns, responseAnswer, toolsAnswered } from "../src/lib/convo";
 import { bytes, clock, count, duration, plainError, rate, shortFailure, time } from "../src/lib/format";
 import { mostOf, phasesOf, usualPhases } from "../src/lib/phases";
 import type { ActivityRow } from "../src/lib/types";
@@ -73,6 +73,43 @@ test("captured bodies become turns", () => {
   assert.equal(requestTurns({ query: "q" }), null);
   assert.equal(responseAnswer('data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n', "text/event-stream")?.text, "a");
   assert.equal(responseAnswer("not json", "text/plain"), null);
+});
+
+test("answers of tools in a captured request stand with their calls, in each dialect", () => {
+  const dialects = {
+    completions: {
+      messages: [
+        { role: "user", content: "weather?" },
+        { role: "assistant", content: "", tool_calls: [{ id: "a", type: "function", function: { name: "look", arguments: '{"at":"Lima"}' } }, { id: "b", type: "function", function: { name: "look", arguments: "{}" } }] },
+        { role: "tool", tool_call_id: "b", content: "dry" },
+        { role: "tool", tool_call_id: "a", content: "warm" },
+      ],
+    },
+    messages: {
+      messages: [
+        { role: "user", content: "weather?" },
+        { role: "assistant", content: [{ type: "text", text: "I look." }, { type: "tool_use", id: "a", name: "look", input: { at: "Lima" } }] },
+        { role: "user", content: [{ type: "tool_result", tool_use_id: "a", content: [{ type: "text", text: "warm" }] }] },
+      ],
+    },
+    responses: {
+      input: [
+        { role: "user", content: [{ type: "input_text", text: "weather?" }] },
+        { type: "function_call", call_id: "a", name: "look", arguments: '{"at":"Lima"}' },
+        { type: "function_call", call_id: "b", name: "look", arguments: "{}" },
+        { type: "function_call_output", call_id: "a", output: "warm" },
+        { type: "function_call_output", call_id: "b", output: "dry" },
+      ],
+    },
+  } as const;
+  for (const endpoint of ["completions", "messages", "responses"] as const) {
+    const messages = messagesOf(requestTurns(dialects[endpoint]) ?? []);
+    assert.deepEqual(messages.map((message) => message.role), ["user", "assistant"], endpoint);
+    assert.ok(messages[1] && toolsAnswered(messages[1]), endpoint);
+    const [first] = messages[1]?.tools ?? [];
+    assert.deepEqual([first?.id, first?.name, first?.result], ["a", "look", "warm"], endpoint);
+    assert.deepEqual(JSON.parse(first?.args ?? ""), { at: "Lima" }, endpoint);
+  }
 });
 
 test("figures that nobody reported are a dash, not minus one", () => {

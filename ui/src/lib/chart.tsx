@@ -4,6 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import type uPlot from "uplot";
 import { type Series, axisTicks, clockLabel, highest, lowest, needsLog, real, spread } from "./axis";
 import { DASH } from "./format";
+import { part } from "./parts";
 import { theme } from "./prefs";
 
 export interface ChartProps {
@@ -46,7 +47,7 @@ export function Chart(props: ChartProps) {
     let alive = true;
     let made: uPlot | null = null;
     let observer: ResizeObserver | null = null;
-    void import("uplot").then(({ default: UPlot }) => {
+    part(import("uplot"), ({ default: UPlot }) => {
       const box = host.current;
       if (!alive || !box) return;
       const style = getComputedStyle(box);

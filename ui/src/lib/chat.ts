@@ -1,6 +1,6 @@
 // Requests to the chat endpoints and their streamed answers, timed.
 import { ApiError, errorText, request } from "./api";
-import { Answer, type ToolCall, type Usage } from "./convo";
+import { Answer, type ToolCall, type Usage, toolsAnswered } from "./convo";
 import { sseOf } from "./sse";
 import { uid } from "./format";
 
@@ -124,8 +124,8 @@ const parsed = (args: string): unknown => {
 
 /** A message as this endpoint wants it; an answer whose tool calls all have results becomes several. */
 function turnsOf(message: Message, endpoint: Endpoint): Json[] {
-  const { role, text, tools } = message;
-  if (!tools?.length || tools.some((tool) => tool.result === undefined)) return [{ role, content: content(message, endpoint) }];
+  const { role, text, tools = [] } = message;
+  if (!toolsAnswered(message)) return [{ role, content: content(message, endpoint) }];
   const id = (tool: ToolCall, i: number): string => tool.id || `call_${i}`;
   if (endpoint === "responses") {
     return [

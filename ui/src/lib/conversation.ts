@@ -2,7 +2,7 @@
 // another page is shown.
 import { effect, signal } from "@preact/signals";
 import { type Attachment, type Endpoint, type Message, NO_PARAMS, NUMBERS, PATHS, type Params, build, run } from "./chat";
-import { type ToolCall, requestTurns } from "./convo";
+import { type ToolCall, messagesOf, requestTurns, toolsAnswered } from "./convo";
 import { replayed } from "./drawer";
 import { uid } from "./format";
 import { all, clear, put, remove } from "./idb";
@@ -34,8 +34,14 @@ export const files = signal<Attachment[]>([]);
 let opened = false;
 const MOST_ROUNDS = 10; // of tool calls that run without a question
 const MOST_RESULT = 100_000; // characters of what a tool answers
-/** The tool calls that run now. */
-export const running = signal<ReadonlySet<ToolCall>>(new Set());
+/** The tool calls that run now, each with what stops it. */
+export const running = signal<ReadonlyMap<ToolCall, AbortController>>(new Map());
+
+/** Stops the answer and the tools that run. */
+export function stop(): void {
+  busy.peek()?.abort();
+  for (const abort of running.peek().values()) abort.abort();
+}
 
 const fail = (what: string, error: unknown): void => toast("error", `${what}: ${(error as Error).message}`);
 
@@ -88,14 +94,14 @@ export function choose(model: string): void {
 }
 
 export function begin(): void {
-  busy.peek()?.abort();
+  stop();
   conversation.value = fresh();
   lastOpen.value = "";
 }
 
 export function pick(item: Conversation): void {
   if (item.id === conversation.peek().id) return;
-  busy.peek()?.abort();
+  stop();
   conversation.value = item;
   lastOpen.value = item.id;
   params.value = { ...NO_PARAMS, ...item.params };
@@ -151,9 +157,9 @@ export async function answer(others: Message[] = [], before?: Message): Promise<
   change({ messages: [...messages, last], params: settings });
   void save();
   const here = () => conversation.peek().id === home;
-  const stop = new Promise<never>((_, reject) => abort.signal.addEventListener("abort", () => reject(abort.signal.reason as Error)));
+  const stopped = new Promise<never>((_, reject) => abort.signal.addEventListener("abort", () => reject(abort.signal.reason as Error)));
   try {
-    await Promise.race([connect(), stop]);
+    await Promise.race([connect(), stopped]);
     if (mcpError.peek()) toast("error", `The model gets no tools of ${mcpError.peek()}`);
     const request = build(model, before ? [...messages, { ...before, error: undefined }] : messages, settings, toolsFor(settings.endpoint));
     await run(request.path, request.body, abort.signal, ({ answer: got, stats }) => {
@@ -171,8 +177,7 @@ export async function answer(others: Message[] = [], before?: Message): Promise<
       if (here()) setLast(last);
     });
   } catch (error) {
-    const stopped = (error as Error).name === "AbortError";
-    last = { ...last, error: stopped ? "Stopped" : (error as Error).message };
+    last = { ...last, error: (error as Error).name === "AbortError" ? "Stopped" : (error as Error).message };
     if (here()) setLast(last);
   }
   if (busy.peek() === abort) busy.value = null;
@@ -185,7 +190,7 @@ export async function answer(others: Message[] = [], before?: Message): Promise<
   await save();
   const calls = last.error ? [] : (last.tools ?? []);
   if (runAlone.peek() && calls.length && calls.every((call) => isKnown(call.name)) && rounds() < MOST_ROUNDS) {
-    for (let i = 0; i < calls.length && here(); i++) await runTool(conversation.peek().messages.length - 1, i, true);
+    for (let i = 0; i < calls.length && here(); i++) if (!(await runTool(conversation.peek().messages.length - 1, i, true))) break;
   }
 }
 
@@ -195,21 +200,25 @@ function rounds(): number {
   return messages.length - 1 - messages.findLastIndex((message) => message.role === "user");
 }
 
-/** Runs a tool call, or tells the model that it was declined; with the last result the model goes on. */
-export async function runTool(index: number, call: number, run: boolean): Promise<void> {
+/** Runs a tool call, or tells the model that it was declined; with the last result the model goes on. False for a call
+ * that was stopped: it can be run again. */
+export async function runTool(index: number, call: number, run: boolean): Promise<boolean> {
   const home = conversation.peek().id;
   const tool = conversation.peek().messages[index]?.tools?.[call];
-  if (!tool || tool.result !== undefined || running.peek().has(tool)) return;
-  running.value = new Set([...running.peek(), tool]);
-  const result = run ? await callTool(tool.name, tool.args) : "The user declined to run this tool.";
-  running.value = new Set([...running.peek()].filter((other) => other !== tool));
+  if (!tool || tool.result !== undefined || running.peek().has(tool)) return false;
+  const abort = new AbortController();
+  running.value = new Map([...running.peek(), [tool, abort]]);
+  const result = run ? await callTool(tool.name, tool.args, abort.signal) : "The user declined to run this tool.";
+  running.value = new Map([...running.peek()].filter(([other]) => other !== tool));
+  if (abort.signal.aborted) return false;
   const { id, messages } = conversation.peek();
   const message = messages[index];
-  if (id !== home || !message?.tools) return;
+  if (id !== home || !message?.tools) return false;
   const tools = message.tools.map((old, i) => (i === call ? { ...old, result: result.slice(0, MOST_RESULT) } : old));
   change({ messages: messages.map((old, i) => (i === index ? { ...old, tools } : old)) });
   await save();
   if (index === messages.length - 1 && tools.every((item) => item.result !== undefined)) await answer();
+  return true;
 }
 
 export async function submit(text: string, attachments: Attachment[]): Promise<void> {
@@ -226,11 +235,11 @@ export async function submit(text: string, attachments: Attachment[]): Promise<v
   await answer();
 }
 
-/** Another answer to the question before this one, which stays beside it; after a question, its answer. */
+/** Another answer to the question before this one, which stays beside it; after a question or answers of tools, the next. */
 export function regenerate(index: number): void {
   const { messages } = conversation.peek();
   const old = messages[index] as Message;
-  if (old.role === "user") return void answer();
+  if (old.role === "user" || toolsAnswered(old)) return void answer();
   change({ messages: messages.slice(0, index) });
   void answer([...(old.others ?? []), { ...old, others: undefined }]);
 }
@@ -272,18 +281,11 @@ export function takeReplay(): void {
   replayed.value = null;
   const turns = requestTurns(request.body) ?? [];
   const system = turns.filter((turn) => turn.role === "system").map((turn) => turn.parts.map((part) => part.text).join("\n")).join("\n");
-  const messages = turns
-    .filter((turn) => turn.role === "user" || turn.role === "assistant")
-    .map((turn): Message => ({
-      role: turn.role as "user" | "assistant",
-      text: turn.parts.filter((part) => part.kind === "text").map((part) => part.text).join("\n"),
-      attachments: turn.parts.filter((part) => part.kind === "image" && part.text.startsWith("data:")).map((part) => ({ kind: "image" as const, name: "picture", data: part.text })),
-    }));
   const endpoint = (Object.keys(PATHS) as Endpoint[]).find((name) => request.path.endsWith(PATHS[name])) ?? "completions";
   const numbers: Record<string, string> = {};
   for (const [name] of NUMBERS) if (typeof request.body[name] === "number") numbers[name] = String(request.body[name]);
   params.value = { ...NO_PARAMS, endpoint, system, numbers, tools: request.body.tools ? JSON.stringify(request.body.tools, null, 1) : "" };
-  conversation.value = { ...fresh(), model: String(request.body.model ?? lastModel.peek()), messages };
+  conversation.value = { ...fresh(), model: String(request.body.model ?? lastModel.peek()), messages: messagesOf(turns) };
   toast("info", "This is the request's conversation: Regenerate sends it again");
 }
 

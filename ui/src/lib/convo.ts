@@ -1,4 +1,5 @@
 // Conversations out of requests and responses, for the three chat protocols: whole documents and streams alike.
+import type { Attachment, Message } from "./chat";
 import { SseParser } from "./sse";
 
 export interface ToolCall {
@@ -19,6 +20,8 @@ export interface Turn {
   parts: Part[];
   reasoning?: string;
   tools?: ToolCall[];
+  /** What tools answered, each by the id of its call. */
+  results?: { id: string; text: string }[];
 }
 
 export interface Usage {
@@ -59,8 +62,6 @@ function parts(content: unknown): Part[] {
       }
       case "input_audio":
         return { kind: "audio", text: `data:audio/${str(obj(part.input_audio).format)};base64,${str(obj(part.input_audio).data)}` };
-      case "tool_use":
-        return { kind: "tool", text: `${str(part.name)}(${str(part.input)})` };
       case "tool_result":
         return { kind: "result", text: parts(part.content).map((inner) => inner.text).join("\n") };
       case "thinking":
@@ -75,10 +76,13 @@ function toolCalls(value: unknown): ToolCall[] {
   return Array.isArray(value)
     ? value.map((item) => {
         const call = obj(obj(item).function ?? item);
-        return { name: str(call.name), args: str(call.arguments ?? call.input) };
+        return { name: str(call.name), args: str(call.arguments ?? call.input), id: str(obj(item).call_id ?? obj(item).id) || undefined };
       })
     : [];
 }
+
+const blocks = (content: unknown, type: string): Json[] => (Array.isArray(content) ? content.map(obj).filter((block) => block.type === type) : []);
+const textOf = (content: unknown): string => parts(content).map((part) => part.text).join("\n");
 
 /** The turns a request body carries; null when it is no conversation. */
 export function requestTurns(body: unknown): Turn[] | null {
@@ -91,9 +95,13 @@ export function requestTurns(body: unknown): Turn[] | null {
       const message = obj(item);
       turns.push({
         role: str(message.role),
-        parts: parts(message.content),
+        parts: parts(Array.isArray(message.content) ? message.content.filter((block) => obj(block).type !== "tool_use") : message.content),
         reasoning: str(message.reasoning_content ?? message.reasoning) || undefined,
-        tools: toolCalls(message.tool_calls),
+        tools: [...toolCalls(message.tool_calls), ...toolCalls(blocks(message.content, "tool_use"))],
+        results:
+          message.role === "tool"
+            ? [{ id: str(message.tool_call_id), text: textOf(message.content) }]
+            : blocks(message.content, "tool_result").map((block) => ({ id: str(block.tool_use_id), text: textOf(block.content) })),
       });
     }
     return turns;
@@ -105,13 +113,41 @@ export function requestTurns(body: unknown): Turn[] | null {
     for (const item of json.input) {
       const message = obj(item);
       if (message.type === "function_call") turns.push({ role: "assistant", parts: [], tools: toolCalls([message]) });
-      else if (message.type === "function_call_output") turns.push({ role: "tool", parts: [{ kind: "result", text: str(message.output) }] });
+      else if (message.type === "function_call_output") turns.push({ role: "tool", parts: [{ kind: "result", text: str(message.output) }], results: [{ id: str(message.call_id), text: str(message.output) }] });
       else turns.push({ role: str(message.role) || "user", parts: parts(message.content) });
     }
     return turns;
   }
   if (typeof json.prompt === "string") return [...turns, { role: "user", parts: parts(json.prompt) }];
   return null;
+}
+
+const ofKind = (turn: Turn, kind: string): string[] => turn.parts.filter((part) => part.kind === kind).map((part) => part.text);
+
+/** Whether all the tools that an answer calls have answered. */
+export const toolsAnswered = (message: Message): boolean => Boolean(message.tools?.length) && (message.tools ?? []).every((tool) => tool.result !== undefined);
+
+/** The messages of a request that was captured: the answers of tools stand with their calls, as in a chat. */
+export function messagesOf(turns: readonly Turn[]): Message[] {
+  const messages: Message[] = [];
+  for (const turn of turns) {
+    for (const { id, text } of turn.results ?? []) {
+      const calls = messages.findLast((message) => message.tools)?.tools ?? [];
+      const call = calls.find((tool) => tool.id === id) ?? calls.find((tool) => tool.result === undefined);
+      if (call) call.result = text;
+    }
+    if (turn.role !== "user" && turn.role !== "assistant") continue;
+    const text = ofKind(turn, "text").join("\n");
+    const attachments = ofKind(turn, "image").filter((data) => data.startsWith("data:")).map((data): Attachment => ({ kind: "image", name: "picture", data }));
+    const tools = turn.tools?.map((tool) => ({ ...tool }));
+    const before = messages.at(-1);
+    if (!text && tools?.length && before?.role === "assistant" && !before.tools?.some((tool) => tool.result !== undefined)) {
+      before.tools = [...(before.tools ?? []), ...tools]; // the Responses API has an item for each call
+    } else if (text || attachments.length || tools?.length) {
+      messages.push({ role: turn.role, text, attachments, tools: tools?.length ? tools : undefined });
+    }
+  }
+  return messages;
 }
 
 /** One assistant answer, grown by the events of a stream or filled by a document. */

@@ -28,12 +28,20 @@ interface Reply {
   error?: { message?: string };
 }
 
-async function send(server: string, method: string, params: unknown, note = false): Promise<Record<string, unknown>> {
+type Result = Record<string, unknown>;
+
+async function post(server: string, method: string, params: unknown, more: { note?: boolean; signal?: AbortSignal } = {}): Promise<Result> {
   const session = sessions.get(server);
+  const id = ++last;
   const response = await request(`/api/mcp/${encodeURIComponent(server)}`, {
     method: "POST",
     headers: { "Content-Type": "application/json", "MCP-Protocol-Version": VERSION, ...(session ? { "Mcp-Session-Id": session } : {}) },
-    body: JSON.stringify({ jsonrpc: "2.0", method, params, ...(note ? {} : { id: ++last }) }),
+    body: JSON.stringify({ jsonrpc: "2.0", method, params, ...(more.note ? {} : { id }) }),
+    signal: more.signal,
+  }).catch((error: Error) => {
+    // The server may stop working on what is no longer waited for.
+    if (more.signal?.aborted) post(server, "notifications/cancelled", { requestId: id, reason: "stopped by the user" }, { note: true }).catch(() => undefined);
+    throw error;
   });
   const text = await response.text();
   if (!response.ok) throw new ApiError(response.status, errorText(response.status, text));
@@ -44,10 +52,26 @@ async function send(server: string, method: string, params: unknown, note = fals
   return reply.result ?? {};
 }
 
-async function toolsOf(server: string): Promise<McpTool[]> {
+async function initialize(server: string): Promise<void> {
   sessions.delete(server);
-  await send(server, "initialize", { protocolVersion: VERSION, capabilities: {}, clientInfo: { name: "llamaswap", version: "1" } });
-  await send(server, "notifications/initialized", {}, true);
+  await post(server, "initialize", { protocolVersion: VERSION, capabilities: {}, clientInfo: { name: "llamaswap", version: "1" } });
+  await post(server, "notifications/initialized", {}, { note: true });
+}
+
+/** Sends a request in the server's session. A session that the server has ended, which it answers with 404, is begun
+ * again once. */
+async function send(server: string, method: string, params: unknown, signal?: AbortSignal): Promise<Result> {
+  try {
+    return await post(server, method, params, { signal });
+  } catch (error) {
+    if (!(error instanceof ApiError && error.status === 404 && sessions.has(server))) throw error;
+    await initialize(server);
+    return post(server, method, params, { signal });
+  }
+}
+
+async function toolsOf(server: string): Promise<McpTool[]> {
+  await initialize(server);
   const found: McpTool[] = [];
   let cursor: unknown;
   for (let page = 0; page < MOST_PAGES; page++) {
@@ -96,11 +120,11 @@ export const toolsFor = (endpoint: Endpoint): unknown[] =>
 export const isKnown = (name: string): boolean => tools.peek().some((tool) => tool.name === name);
 
 /** What a tool answers; a tool that fails answers with its error, for the model to read. */
-export async function callTool(name: string, args: string): Promise<string> {
+export async function callTool(name: string, args: string, signal: AbortSignal): Promise<string> {
   const tool = tools.peek().find((item) => item.name === name);
   if (!tool) return `There is no tool ${name}.`;
   try {
-    const result = await send(tool.server, "tools/call", { name, arguments: JSON.parse(args || "{}") as unknown });
+    const result = await send(tool.server, "tools/call", { name, arguments: JSON.parse(args || "{}") as unknown }, signal);
     const parts = (result.content ?? []) as { type: string; text?: string }[];
     const text = parts.map((part) => part.text ?? `(${part.type})`).join("\n");
     return result.isError ? `Error: ${text}` : text || JSON.stringify(result.structuredContent ?? {});

@@ -414,12 +414,12 @@ export function useLoad<T>(call: (signal: AbortSignal) => Promise<T>, deps: read
   };
 }
 
-export function Problem({ text, retry }: { text: string; retry?: () => void }) {
+export function Problem({ text, retry, retryLabel = "Retry" }: { text: string; retry?: () => void; retryLabel?: string }) {
   return (
     <div class="problem" role="alert">
       <Icon name="warn" />
       <span class="grow">{text}</span>
-      {retry && <Btn small onClick={retry}>Retry</Btn>}
+      {retry && <Btn small onClick={retry}>{retryLabel}</Btn>}
     </div>
   );
 }

@@ -12,6 +12,7 @@ import { on } from "../lib/link";
 import { type Block, FoundHere, chosenBlocks } from "../lib/found";
 import { ImpactList } from "../lib/impact";
 import { insertUnder, lineOf } from "../lib/insert";
+import { part } from "../lib/parts";
 import type { Schema } from "../lib/schema";
 import { route, setQuery } from "../lib/router";
 import { features } from "../lib/state";
@@ -108,7 +109,7 @@ export function ConfigPage() {
     const box = host.current;
     if (!ready || !box) return;
     let alive = true;
-    void import("../lib/editor").then(({ open: create }) => {
+    part(import("../lib/editor"), ({ open: create }) => {
       if (!alive) return;
       editor.current = create({
         host: box,

@@ -11,6 +11,7 @@ import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
 import { DeviceBar, deviceLabel, memory, memoryText, useMemory } from "../lib/memory";
 import { Figures } from "../lib/figures";
 import { SPANS, span, useMetrics, zoom } from "../lib/metrics";
+import { part } from "../lib/parts";
 import { pref } from "../lib/prefs";
 import { href } from "../lib/router";
 import { elapsed, Queue, RunningTable, speed } from "../lib/running";
@@ -375,23 +376,23 @@ function Attention({ notices }: { notices: Notice[] }) {
 
 /** Fetched only where it is needed: on a server without models. */
 function First() {
-  const part = useSignal<{ Part: ComponentType } | null>(null);
-  useEffect(() => void import("../lib/first").then(({ FirstSteps: Part }) => (part.value = { Part })), []);
-  const Part = part.value?.Part;
+  const steps = useSignal<{ Part: ComponentType } | null>(null);
+  useEffect(() => part(import("../lib/first"), ({ FirstSteps: Part }) => (steps.value = { Part })), []);
+  const Part = steps.value?.Part;
   return Part ? <Part /> : null;
 }
 
 /** The panel is fetched only where the server has hosts. */
 function Hosts() {
-  const part = useSignal<{ Part: ComponentType<{ first: HostList }>; first: HostList } | null>(null);
+  const panel = useSignal<{ Part: ComponentType<{ first: HostList }>; first: HostList } | null>(null);
   const online = status.value.state === "open";
   useEffect(() => {
-    if (!online || part.peek()) return;
+    if (!online || panel.peek()) return;
     maybe<HostList>("/api/hosts").then(async (first) => {
-      if (first?.hosts.length) part.value = { Part: (await import("../lib/hosts")).HostsPanel, first };
+      if (first?.hosts.length) panel.value = { Part: (await import("../lib/hosts")).HostsPanel, first };
     }).catch(() => undefined);
   }, [online]);
-  const found = part.value;
+  const found = panel.value;
   return found && <found.Part first={found.first} />;
 }
 

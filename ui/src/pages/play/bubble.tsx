@@ -48,7 +48,7 @@ export function AnswerBody({ message, final, raw, tool }: { message: Message; fi
 
 /** `answer` runs the call or declines it; without it the call is only shown. */
 function ToolView({ tool, answer }: { tool: ToolCall; answer?: (run: boolean) => void }) {
-  const runs = running.value.has(tool);
+  const runs = running.value.get(tool);
   const open = tool.result === undefined && answer && isKnown(tool.name);
   return (
     <div class="tool">
@@ -63,7 +63,9 @@ function ToolView({ tool, answer }: { tool: ToolCall; answer?: (run: boolean) =>
           <Btn small onClick={() => answer(false)}>Decline</Btn>
         </div>
       )}
-      {open && runs && <span class="row muted"><Spinner label="The tool runs" /> running</span>}
+      {open && runs && (
+        <span class="row muted"><Spinner label="The tool runs" /> running <Btn small onClick={() => runs.abort()}>Stop {tool.name}</Btn></span>
+      )}
     </div>
   );
 }

@@ -2,7 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { type Attachment, build } from "../../lib/chat";
-import { begin, busy, choose, conversation, draft, files, openStore, params, submit, takeReplay } from "../../lib/conversation";
+import { begin, busy, choose, conversation, draft, files, openStore, params, running, stop, submit, takeReplay } from "../../lib/conversation";
 import { curl } from "../../lib/drawer";
 import { count, short } from "../../lib/format";
 import { Icon } from "../../lib/icons";
@@ -119,8 +119,8 @@ function Composer() {
           />
           <IconButton icon="clip" label="Attach pictures, audio or text" onClick={() => picker.current?.click()} />
           <IconButton icon="edit" label={large.value ? "Smaller editor" : "Larger editor"} pressed={large.value} onClick={() => (large.value = !large.value)} />
-          {busy.value ? (
-            <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
+          {busy.value || running.value.size ? (
+            <Btn danger onClick={stop}><Icon name="stop" size={13} /> Stop</Btn>
           ) : (
             <Btn primary onClick={send} disabled={!draft.value.trim() && !files.value.length}><Icon name="send" size={13} /> Send</Btn>
           )}

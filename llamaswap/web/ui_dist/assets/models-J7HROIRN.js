@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-MXDTOFNP.js";import"./chunk-XEMLZ255.js";import"./chunk-NC4KODL3.js";import"./chunk-C7LHCUGE.js";import"./chunk-KB7ABVVK.js";import"./chunk-FEHFY7M7.js";import"./chunk-V4CGN76E.js";import"./chunk-YLMEBUSH.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-HWW32X32.js";import"./chunk-5MVBKL5S.js";import"./chunk-WZOANCCR.js";import"./chunk-XEMLZ255.js";import"./chunk-NC4KODL3.js";import"./chunk-DXPRZGZS.js";import"./chunk-V4CGN76E.js";import"./chunk-YLMEBUSH.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
