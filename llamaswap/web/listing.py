@@ -70,7 +70,7 @@ class ListingEndpoints:
 
     @route("GET", "/models", cross_origin=True, scope="any", answer=ModelList, summary="The same as /v1/models")
     @route("GET", "/v1/models", cross_origin=True, scope="any", answer=ModelList)
-    @route("GET", "/api/models", scope="any", answer=ModelList, summary="The same as /v1/models, read by the web page")
+    @route("GET", "/api/names", scope="any", answer=ModelList, summary="The same as /v1/models, read by the web page")
     def models(self, call: AdminRequest) -> Response:
         """Every name that a request may use now, in ascending order."""
         records = sorted(self.visible(call), key=lambda record: record.id.encode())

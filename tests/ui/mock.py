@@ -667,7 +667,7 @@ class Handler(BaseHTTPRequestHandler):
             self.json({"models": rows})
         elif path.startswith("/api/models/"):
             self.detail(unquote(path.removeprefix("/api/models/")))
-        elif path == "/api/models":
+        elif path == "/api/names":
             records: list[dict[str, object]] = [
                 {"id": i, "name": name, "capabilities": caps, "context_length": context,
                  "status": {"value": "unloaded" if world.states[i] == "stopped" else "loaded"},

@@ -150,7 +150,7 @@ class ListingTests(TestCase):
         self.assertEqual(records["al"]["status"], {"value": "loaded"})
         self.assertEqual(records["alpha"]["status"], {"value": "loaded"})
         self.assertEqual(listed(world, "/models"), records)
-        self.assertEqual(listed(world, "/api/models"), records)
+        self.assertEqual(listed(world, "/api/names"), records)
 
     def test_record_of_each_name_is_served_listed_or_not(self):
         world = World()

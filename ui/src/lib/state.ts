@@ -121,7 +121,7 @@ export async function refreshStatic(): Promise<void> {
 }
 
 export async function refreshListed(): Promise<void> {
-  const answer = await get<{ data: ListedModel[] }>("/api/models");
+  const answer = await get<{ data: ListedModel[] }>("/api/names");
   listed.value = listOf<ListedModel>(answer).filter((model) => model.id);
 }
 

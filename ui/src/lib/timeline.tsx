@@ -86,6 +86,7 @@ export function Timeline({ known }: { known: boolean }) {
   };
   const speedModels = [...new Set(speeds.map((item) => item.model))].sort().slice(0, 6);
 
+  const axis = { from, to, sync: "overview", left: labels, right: beside, onSelect: select };
   return (
     <Panel
       class="timeline"
@@ -221,14 +222,9 @@ export function Timeline({ known }: { known: boolean }) {
             title="Generation speed, median with the range from the first to the last tenth"
             unit="t/s"
             times={speedTimes}
-            from={from}
-            to={to}
-            sync="overview"
-            left={labels}
-            right={beside}
+            {...axis}
             height={170}
             series={speedModels.map((model) => ({ label: model, values: course(model, (item) => item.p50), low: course(model, (item) => item.p10), high: course(model, (item) => item.p90) }))}
-            onSelect={select}
           />
         )}
         {gpuList.length > 0 && (
@@ -236,17 +232,12 @@ export function Timeline({ known }: { known: boolean }) {
             title="Video memory"
             unit="GiB"
             times={times}
-            from={from}
-            to={to}
-            sync="overview"
-            left={labels}
-            right={beside}
+            {...axis}
             limit={Math.max(...gpuList.map((samples) => (samples.at(-1)?.s.mem_total_mb ?? 0) / 1024))}
             series={gpuList.map((samples) => ({
               label: `${gpuLabel(samples[0]?.s as never)}`,
               values: alignTo(times, samples.map((item) => [item.t, item.s.mem_used_mb / 1024])),
             }))}
-            onSelect={select}
           />
         )}
       </div>

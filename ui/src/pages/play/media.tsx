@@ -9,6 +9,7 @@ import { all, put, remove } from "../../lib/idb";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
 import { Btn, CopyButton, Dialog, Field, IconButton, Problem, Segmented, Spinner, onEnter, saveFile, toast } from "../../lib/widgets";
+import { RunButton, runJob } from "./job";
 
 const HEADERS = { "X-Session-ID": session };
 
@@ -62,14 +63,11 @@ export function Images() {
     all<Picture>("gallery").then((list) => (gallery.value = list.sort((a, b) => b.at - a.at)), () => undefined);
   }, []);
   const generate = async () => {
-    if (!prompt.peek().trim() || imageBusy.peek()) return;
-    const abort = new AbortController();
-    imageBusy.value = abort;
-    error.value = "";
+    if (!prompt.peek().trim()) return;
     const model = imageModel.peek();
     const text = prompt.peek();
     const [width, height] = imageSize.peek().split("x").map(Number);
-    try {
+    await runJob(imageBusy, error, async (signal) => {
       let sources: string[];
       if (imageMode.peek() === "sdapi") {
         const body: Record<string, unknown> = { model, prompt: text, width, height };
@@ -78,7 +76,7 @@ export function Images() {
         }
         const used = Object.entries(loras.peek()).filter(([, weight]) => weight > 0);
         if (used.length) body.lora = used.map(([path, multiplier]) => ({ path, multiplier }));
-        const answer = await send<{ images: string[] }>("POST", "/sdapi/v1/txt2img", body, HEADERS, abort.signal);
+        const answer = await send<{ images: string[] }>("POST", "/sdapi/v1/txt2img", body, HEADERS, signal);
         sources = (answer.images ?? []).map(pngUrl);
       } else {
         let answer: { data: { b64_json?: string; url?: string }[] };
@@ -88,18 +86,15 @@ export function Images() {
           form.set("prompt", text);
           form.set("size", imageSize.peek());
           form.set("image", source.peek() as File);
-          answer = await send("POST", "/v1/images/edits", form, HEADERS, abort.signal);
+          answer = await send("POST", "/v1/images/edits", form, HEADERS, signal);
         } else {
-          answer = await send("POST", "/v1/images/generations", { model, prompt: text, n: 1, size: imageSize.peek() }, HEADERS, abort.signal);
+          answer = await send("POST", "/v1/images/generations", { model, prompt: text, n: 1, size: imageSize.peek() }, HEADERS, signal);
         }
         sources = (answer.data ?? []).map((item) => (item.b64_json ? pngUrl(item.b64_json) : (item.url ?? ""))).filter(Boolean);
       }
       if (!sources.length) throw new Error("The answer holds no picture");
       addPictures(sources.map((src) => ({ id: uid(), at: Date.now(), model, prompt: text, src })));
-    } catch (problem) {
-      if ((problem as Error).name !== "AbortError") error.value = (problem as Error).message;
-    }
-    imageBusy.value = null;
+    });
   };
   const findLoras = async () => {
     const answer = await maybe<{ name?: string; path?: string }[]>("/sdapi/v1/loras", { model: imageModel.peek() }).catch((problem: Error) => {
@@ -153,11 +148,7 @@ export function Images() {
       )}
       <div class="row promptrow">
         <textarea class="input" rows={3} aria-label="Prompt" placeholder="What the picture shows" value={prompt.value} onInput={(event) => (prompt.value = event.currentTarget.value)} onKeyDown={onEnter(() => void generate())} />
-        {imageBusy.value ? (
-          <Btn danger onClick={() => imageBusy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
-        ) : (
-          <Btn primary disabled={!prompt.value.trim()} onClick={() => void generate()}>Generate</Btn>
-        )}
+        <RunButton busy={imageBusy} label="Generate" disabled={!prompt.value.trim()} run={generate} />
       </div>
       {imageBusy.value && <Spinner label="Generating" />}
       {error.value && <Problem text={error.value} retry={() => void generate()} />}
@@ -227,23 +218,17 @@ export function Speech() {
     }
   };
   const speak = async () => {
-    if (!text.peek().trim() || busy.peek()) return;
-    const abort = new AbortController();
-    busy.value = abort;
-    error.value = "";
+    if (!text.peek().trim()) return;
     const began = performance.now();
-    try {
+    await runJob(busy, error, async (signal) => {
       const body: Record<string, string> = { model: speechModel.peek(), input: text.peek() };
       if (speechVoice.peek()) body.voice = speechVoice.peek();
-      const response = await request("/v1/audio/speech", { method: "POST", headers: { "Content-Type": "application/json", ...HEADERS }, body: JSON.stringify(body), signal: abort.signal });
+      const response = await request("/v1/audio/speech", { method: "POST", headers: { "Content-Type": "application/json", ...HEADERS }, body: JSON.stringify(body), signal: signal });
       if (!response.ok) throw new ApiError(response.status, errorText(response.status, await response.text()));
       const blob = await response.blob();
       if (sound.peek()) URL.revokeObjectURL((sound.peek() as { url: string }).url);
       sound.value = { url: URL.createObjectURL(blob), type: blob.type.split(";")[0] as string, took: performance.now() - began };
-    } catch (problem) {
-      if ((problem as Error).name !== "AbortError") error.value = (problem as Error).message;
-    }
-    busy.value = null;
+    });
   };
   return (
     <div class="stack">
@@ -263,11 +248,7 @@ export function Speech() {
       </div>
       <textarea class="input" rows={5} aria-label="Text to speak" placeholder="Text to speak" value={text.value} onInput={(event) => (text.value = event.currentTarget.value)} onKeyDown={onEnter(() => void speak())} />
       <div class="row">
-        {busy.value ? (
-          <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
-        ) : (
-          <Btn primary disabled={!text.value.trim()} onClick={() => void speak()}>Speak</Btn>
-        )}
+        <RunButton busy={busy} label="Speak" disabled={!text.value.trim()} run={speak} />
         <Btn disabled={!text.value && !sound.value} onClick={() => ((text.value = ""), (sound.value = null))}>Clear</Btn>
         {busy.value && <Spinner label="Generating" />}
       </div>
@@ -294,22 +275,16 @@ export function Transcription() {
   const recorder = useSignal<MediaRecorder | null>(null);
   const picker = useRef<HTMLInputElement>(null);
   const hear = async () => {
-    if (!file.peek() || busy.peek()) return;
-    const abort = new AbortController();
-    busy.value = abort;
-    error.value = "";
+    if (!file.peek()) return;
     const began = performance.now();
-    try {
+    await runJob(busy, error, async (signal) => {
       const form = new FormData();
       form.set("model", hearModel.peek());
       form.set("file", file.peek() as File);
-      const answer = await send<{ text?: string } | string>("POST", "/v1/audio/transcriptions", form, HEADERS, abort.signal);
+      const answer = await send<{ text?: string } | string>("POST", "/v1/audio/transcriptions", form, HEADERS, signal);
       result.value = typeof answer === "string" ? answer : (answer.text ?? JSON.stringify(answer, null, 1));
       took.value = performance.now() - began;
-    } catch (problem) {
-      if ((problem as Error).name !== "AbortError") error.value = (problem as Error).message;
-    }
-    busy.value = null;
+    });
   };
   const record = async () => {
     if (recorder.peek()) {
@@ -358,11 +333,7 @@ export function Transcription() {
         </div>
       </div>
       <div class="row">
-        {busy.value ? (
-          <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
-        ) : (
-          <Btn primary disabled={!file.value} onClick={() => void hear()}>Transcribe</Btn>
-        )}
+        <RunButton busy={busy} label="Transcribe" disabled={!file.value} run={hear} />
         <Btn disabled={!file.value && !result.value} onClick={() => ((file.value = null), (result.value = ""))}>Clear</Btn>
         {busy.value && <Spinner label="Transcribing" />}
       </div>

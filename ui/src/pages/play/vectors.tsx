@@ -7,6 +7,7 @@ import { Icon } from "../../lib/icons";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
 import { Btn, IconButton, Problem, Segmented, onEnter, saveFile } from "../../lib/widgets";
+import { RunButton, runJob } from "./job";
 
 const HEADERS = { "X-Session-ID": session };
 const rerankModel = pref("rerank.model", "");
@@ -38,30 +39,23 @@ export function Rerank() {
   const error = useSignal("");
   const busy = useSignal<AbortController | null>(null);
   const run = async () => {
-    if (busy.peek()) return;
-    const abort = new AbortController();
-    error.value = "";
     const began = performance.now();
-    try {
+    await runJob(busy, error, async (signal) => {
       if (mode.peek() === "json") documents.value = listOfTexts(json.peek());
       const kept = documents.peek().map((text, index) => [text, index] as const).filter(([text]) => text.trim());
-      busy.value = abort;
       const answer = await send<{ results: { index: number; relevance_score: number }[]; usage?: { total_tokens?: number; prompt_tokens?: number } }>(
         "POST",
         "/v1/rerank",
         { model: rerankModel.peek(), query: query.peek(), documents: kept.map(([text]) => text) },
         HEADERS,
-        abort.signal,
+        signal,
       );
       if (!answer.results?.length) throw new Error("The answer holds no score");
       scores.value = new Map(answer.results.map((item) => [kept[item.index]?.[1] ?? item.index, item.relevance_score]));
       const used = answer.usage?.total_tokens ?? answer.usage?.prompt_tokens;
       note.value = `${used ? `${count(used)} tokens, ` : ""}${duration(performance.now() - began)}`;
       if (order.peek() === "none") order.value = "desc";
-    } catch (problem) {
-      if ((problem as Error).name !== "AbortError") error.value = (problem as Error).message;
-    }
-    busy.value = null;
+    });
   };
   const rows = documents.value.map((text, index) => ({ text, index, score: scores.value.get(index) }));
   if (order.value !== "none") {
@@ -104,11 +98,7 @@ export function Rerank() {
       </div>
       <div class="row promptrow">
         <input class="input grow" aria-label="Query" value={query.value} onInput={(event) => (query.value = event.currentTarget.value)} onKeyDown={onEnter(() => void run())} />
-        {busy.value ? (
-          <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
-        ) : (
-          <Btn primary disabled={!query.value.trim()} onClick={() => void run()}>Rank</Btn>
-        )}
+        <RunButton busy={busy} label="Rank" disabled={!query.value.trim()} run={run} />
       </div>
       {error.value && <Problem text={error.value} />}
       {mode.value === "json" ? (
@@ -183,27 +173,21 @@ export function Embeddings() {
   const busy = useSignal<AbortController | null>(null);
   const run = async () => {
     const texts = text.peek().split("\n").map((line) => line.trim()).filter(Boolean).slice(0, 32);
-    if (!texts.length || busy.peek()) return;
-    const abort = new AbortController();
-    busy.value = abort;
-    error.value = "";
+    if (!texts.length) return;
     const began = performance.now();
-    try {
+    await runJob(busy, error, async (signal) => {
       const answer = await send<{ data: { index: number; embedding: number[] }[]; usage?: { prompt_tokens?: number } }>(
         "POST",
         "/v1/embeddings",
         { model: embedModel.peek(), input: texts },
         HEADERS,
-        abort.signal,
+        signal,
       );
       const list = [...(answer.data ?? [])].sort((a, b) => a.index - b.index).map((item) => item.embedding);
       if (!list.length) throw new Error("The answer holds no vector");
       const used = answer.usage?.prompt_tokens;
       vectors.value = { texts, list, note: `${list[0]?.length ?? 0} dimensions${used ? `, ${count(used)} tokens` : ""}, ${duration(performance.now() - began)}` };
-    } catch (problem) {
-      if ((problem as Error).name !== "AbortError") error.value = (problem as Error).message;
-    }
-    busy.value = null;
+    });
   };
   const shown = vectors.value;
   return (
@@ -216,11 +200,7 @@ export function Embeddings() {
       </div>
       <textarea class="input" rows={6} aria-label="Texts, one per line" value={text.value} onInput={(event) => (text.value = event.currentTarget.value)} />
       <div class="row">
-        {busy.value ? (
-          <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
-        ) : (
-          <Btn primary onClick={() => void run()}>Embed</Btn>
-        )}
+        <RunButton busy={busy} label="Embed" run={run} />
       </div>
       {error.value && <Problem text={error.value} retry={() => void run()} />}
       {shown && (

@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-5COGBDKH.js";import"./chunk-5EXOTGBR.js";import"./chunk-O7FQBWS3.js";import"./chunk-LBMX6LQG.js";import"./chunk-GHRH7BQR.js";import"./chunk-QCLBXLAX.js";import"./chunk-CTJBCLR4.js";import"./chunk-YD2ZDRBC.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};
