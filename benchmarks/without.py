@@ -17,6 +17,7 @@ FAST_PATHS = {
     "epoll": ("install", lambda: None),
     "known_heads": ("request_parser", lambda: parse_request),
     "lazy_tls": ("import_reactor_without_tls", lambda: False),
+    "shared_repr": ("share_repr", lambda: None),
     "memory_trim": ("trimmer", lambda library=None: lambda: None),
 }
 

@@ -69,7 +69,10 @@ class Options(UsageOptions):
 
     def postOptions(self) -> None:
         """Called before `twist` imports the reactor, unless --reactor names one: install ours, and load OpenSSL, which
-        comes with the reactor, only where it is needed."""
+        comes with the reactor, only where it is needed. The service's modules are not imported yet either."""
+        from llamaswap.proxy.fastpath.shared_repr import share_repr
+
+        share_repr()
         if not self["tls-cert-file"] and "ssl:" not in (self["listen"] or ""):
             from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls
 
