@@ -47,8 +47,14 @@ class ServiceHandover:
         return self.parts.models.router.config.drain_timeout
 
     def idle(self) -> bool:
-        """Whether no request is in progress, and each server is ready or down."""
-        return not self.parts.web.proxy.active and self.parts.models.router.settled
+        """Whether no request is in progress, and each server is ready or down.
+
+        A running job goes on at its server. Its lease is given up here, because no waiting request could use that.
+        """
+        if self.parts.web.proxy.active:
+            return False
+        self.parts.web.inference.jobs.release_leases()
+        return self.parts.models.router.settled
 
     def responses_sent(self) -> bool:
         """Whether, in addition, no connection has anything left to send."""
@@ -141,6 +147,7 @@ class ServiceHandover:
             memory=self.parts.memory.monitor.ledger,
             ollama=self.ollama.handover(),
             leases=models.leases.hand_over(),
+            jobs=self.parts.web.inference.jobs.hand_over(),
         )
 
     @property
@@ -179,6 +186,7 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
         router.swaps.delay_starts_until(end_unwanted(server, models.launcher, models.ask, output))
     for status in router.running():
         models.capabilities.ask_soon(status.model)
+    parts.web.inference.jobs.adopt(state.jobs)
     for one in state.connections:
         try:
             parts.web.factory.adopt(parts.context.reactor, one.descriptor, one.family, one.early)

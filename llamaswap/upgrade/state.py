@@ -32,6 +32,18 @@ class IdleConnection:
 
 
 @frozen
+class HandedJob:
+    """A job of a key at a server, as the job directory knows it; it was asked for `age` seconds ago."""
+
+    owner: str
+    kind: str
+    id: str
+    server: str
+    name: str
+    age: float
+
+
+@frozen
 class UpgradeState:
     """What the next program must know.
 
@@ -39,6 +51,7 @@ class UpgradeState:
     `profile` is the one that an operator has chosen ("": none; None: no choice), `logs` the end of each log; `ailing`
     are the models that fail. `memory` is the last ledger: a request must not evict servers whose sizes are known.
     `leases` are those of memory that other programs hold. `ollama` is the second listening socket with its address.
+    `jobs` are those that servers work on or have, the one that was not asked for longest first.
     """
 
     servers: tuple[ServerSnapshot, ...] = ()
@@ -52,6 +65,7 @@ class UpgradeState:
     memory: Ledger | None = None
     ollama: tuple[int, str] | None = None
     leases: tuple[HandedLease, ...] = ()
+    jobs: tuple[HandedJob, ...] = ()
 
     @property
     def descriptors(self) -> list[int]:

@@ -189,7 +189,8 @@ class Inference:
         try:
             context = self.responses.context(owner, previous)
         except HttpError as error:
-            if error.status == 400 and Target.named(facts.config, content.model).peer is not None:
+            of_peer = Target.named(facts.config, content.model).peer is not None
+            if error.status == 400 and of_peer and not self.responses.is_of_another(owner, previous):
                 return  # the peer may have it
             raise
         size = sum(map(len, context)) + json.size

@@ -7,6 +7,7 @@ job runs and its client asks for it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import takewhile
 
 from attrs import define, field, frozen
@@ -16,6 +17,7 @@ from llamaswap.config import Config
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
+from llamaswap.upgrade.state import HandedJob
 from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.target import Target
 from llamaswap.wire.headers import ResponseHeaders
@@ -154,6 +156,23 @@ class JobDirectory:
             most = max(self._jobs.values(), key=len)
             self.forget(next(iter(most.values())))
         return job
+
+    def hand_over(self) -> tuple[HandedJob, ...]:
+        """The jobs for the next program of an upgrade, whose servers run on."""
+        now = self.clock.seconds()
+        jobs = sorted((job for jobs in self._jobs.values() for job in jobs.values()), key=lambda job: job.used)
+        return tuple(HandedJob(job.owner, job.kind, job.id, job.server, job.name, now - job.used) for job in jobs)
+
+    def adopt(self, jobs: Sequence[HandedJob]) -> None:
+        """Know what the program before an upgrade knew."""
+        for one in jobs:
+            self.add(one.owner, one.kind, one.id, one.server, one.name).used -= one.age
+
+    def release_leases(self) -> None:
+        """Let every server be stopped, until its jobs are asked for again."""
+        for jobs in self._jobs.values():
+            for job in jobs.values():
+                job.release()
 
     def forget(self, job: Job) -> None:
         """The job is deleted."""

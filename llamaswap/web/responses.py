@@ -108,6 +108,10 @@ class ResponseStore:
         self._touch(owner, identity)
         return response
 
+    def is_of_another(self, owner: str, identity: str) -> bool:
+        """Whether another key has a response with this ID."""
+        return any(name == identity and key != owner for key, name in self._stored)
+
     def chain(self, owner: str, identity: str) -> list[StoredResponse]:
         """The responses of a conversation up to this one, the first one first. Raises HttpError(400)."""
         found: list[StoredResponse] = []

@@ -17,7 +17,7 @@ from llamaswap.observe.logs import LogRegistry
 from llamaswap.routing.memory_leases import HandedLease, LeaseRequest
 from llamaswap.scheduling.memory import Device, Ledger, MemoryNeed
 from llamaswap.scheduling.memory_leases import HeldMemory
-from llamaswap.upgrade.state import IdleConnection, UpgradeState
+from llamaswap.upgrade.state import HandedJob, IdleConnection, UpgradeState
 from tests.doubles import FakeRouter, FakeSwaps
 from tests.upgrade.test_state import SERVED
 
@@ -29,13 +29,23 @@ class Refuses:
         raise RuntimeError("out of luck")
 
 
+@define(eq=False)
+class Takes:
+    """A part that keeps what it is given."""
+
+    adopted: tuple = ()
+
+    def adopt(self, given):
+        self.adopted = given
+
+
 def parts_of(router):
     """The parts of a service with this router, all of whose other parts fail."""
     return SimpleNamespace(
         context=SimpleNamespace(reactor=None),
         logs=SimpleNamespace(registry=LogRegistry()),
         models=SimpleNamespace(router=router, leases=Refuses(), guardian=Refuses(), launcher=None, ask=None),
-        web=SimpleNamespace(factory=Refuses()),
+        web=SimpleNamespace(factory=Refuses(), inference=SimpleNamespace(jobs=Takes())),
     )
 
 
@@ -121,6 +131,19 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(ray.calls, ["close", "open"])
 
 
+class IdleTests(SynchronousTestCase):
+    def test_running_job_delays_no_upgrade_and_keeps_its_lease_as_long_as_requests_wait(self):
+        released = []
+        jobs = SimpleNamespace(release_leases=lambda: released.append(True))
+        proxy, router = SimpleNamespace(active=1), SimpleNamespace(settled=True)
+        web = SimpleNamespace(proxy=proxy, inference=SimpleNamespace(jobs=jobs))
+        parts = SimpleNamespace(web=web, models=SimpleNamespace(router=router))
+        host = ServiceHandover(parts, lambda: None, OllamaListener(Clock(), None), 1)
+        self.assertEqual((host.idle(), released), (False, []))
+        proxy.active = 0
+        self.assertEqual((host.idle(), released), (True, [True]))
+
+
 class TakeOverTests(SynchronousTestCase):
     def test_part_that_cannot_be_taken_over_costs_nothing_else(self):
         router = FakeRouter(Config(profiles={"quiet": Profile()}, models={"a": Model("a")}))
@@ -141,6 +164,12 @@ class TakeOverTests(SynchronousTestCase):
         router = FakeRouter(swaps=FakeSwaps((SERVED,)))
         take_over(parts_of(router), UpgradeState(servers=(SERVED,)))
         self.assertEqual(router.swaps.delays, [ended])
+
+    def test_jobs_are_known_before_the_first_request(self):
+        jobs = (HandedJob("anna", "videos", "video_1", "a", "alias", 2.5),)
+        parts = parts_of(FakeRouter())
+        take_over(parts, UpgradeState(jobs=jobs))
+        self.assertEqual(parts.web.inference.jobs.adopted, jobs)
 
     def test_profile_stays_as_it_was_chosen(self):
         for chosen, active in ("quiet", "quiet"), ("", ""), (None, "of the start"):

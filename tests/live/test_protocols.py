@@ -9,6 +9,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.live.product import ROOT, Product, wait_for
 from tests.live.test_service import config as engines
+from tests.live.test_upgrade import upgrade
 
 try:
     from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -98,6 +99,13 @@ class JobTests(SynchronousTestCase):
             self.assertEqual(answers, [200])
             self.assertEqual([product.ask(path)[0], product.ask("/v1/videos/video_9")[0]], [409, 404])
             self.assertEqual(product.running(), {"second": "ready"})
+
+    def test_a_video_is_found_after_an_upgrade(self):
+        with Product(config()) as product:
+            path = f"/v1/videos/{product.json('/v1/videos', {'model': 'talker'})['id']}"
+            upgrade(product)
+            self.assertEqual(product.json(path)["status"], "in_progress")
+            self.assertTrue(product.json(path, method="DELETE")["deleted"])
 
     def test_a_video_is_read_and_deleted(self):
         with Product(config()) as product:

@@ -11,7 +11,7 @@ from llamaswap.routing.memory_leases import HandedLease, LeaseRequest
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.scheduling.memory_leases import HeldMemory
 from llamaswap.servers.server_snapshot import ServerSnapshot
-from llamaswap.upgrade.state import IdleConnection, UpgradeState, pack, unpack
+from llamaswap.upgrade.state import HandedJob, IdleConnection, UpgradeState, pack, unpack
 
 SERVED = ServerSnapshot(
     model="owl/7b",
@@ -56,6 +56,7 @@ STATE = UpgradeState(
             12.5,
         ),
     ),
+    jobs=(HandedJob("anna", "videos", "video_1", "a", "alias", 2.5),),
 )
 
 
@@ -71,7 +72,7 @@ class StateTests(SynchronousTestCase):
 
     def test_missing_fields_of_an_earlier_program_have_their_defaults(self):
         document = json.loads(pack(STATE))
-        for name in ("profile", "pinned", "logs", "count", "keeper", "ailing", "memory", "leases"):
+        for name in ("profile", "pinned", "logs", "count", "keeper", "ailing", "memory", "leases", "jobs"):
             del document[name]
         self.assertEqual(unpack(json.dumps(document).encode()).count, 0)
 

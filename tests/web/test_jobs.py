@@ -329,6 +329,14 @@ class HoldTests(JobTestCase):
         late.end()
         self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
 
+    def test_a_lease_that_was_released_is_taken_again_by_the_next_question(self):
+        self.create()
+        self.stage.inference.jobs.release_leases()
+        self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
+        self.ask(b"GET", b"/v1/videos/video_1")
+        self.answer(id="video_1", status="in_progress")
+        self.assertEqual(self.held(), 1)
+
     def test_a_job_that_is_done_at_once_keeps_nothing(self):
         self.create(status="completed")
         self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
@@ -391,6 +399,21 @@ class DirectoryTests(SynchronousTestCase):
         self.add("third", owner="anna")
         self.assertEqual(self.has("first", "second", "third", owner="anna"), [True] * 3)
         self.assertEqual(self.has("2", "3", owner="bert"), [True, False])  # it was asked for just now
+
+    def test_jobs_are_known_after_an_upgrade(self):
+        self.add("one", owner="anna")
+        self.stage.clock.advance(LIFETIME / 2)
+        self.add("two", owner="bert")
+        handed = self.jobs.hand_over()
+        self.jobs = JobDirectory(self.stage.router, self.stage.clock)
+        self.jobs.adopt(handed)
+        self.assertEqual(self.jobs.hand_over(), handed)
+        self.assertEqual(
+            [self.has("one", "two", owner=name) for name in ("anna", "bert")], [[True, False], [False, True]]
+        )
+        self.jobs.adopt(handed)
+        self.stage.clock.advance(LIFETIME / 2 + 1)
+        self.assertEqual((self.has("one", owner="anna"), self.has("two", owner="bert")), ([False], [True]))
 
     def test_a_job_expires(self):
         self.add("old")

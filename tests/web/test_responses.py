@@ -295,6 +295,8 @@ class KeyTests(StateTestCase):
             self.assertEqual(self.get(PATH + b"/resp_1" + path, method)[0], 404)
         self.assertFalse(self.post({"input": "x", "previous_response_id": "resp_1"}))
         self.assertEqual(self.refused()[0], 400)
+        self.assertFalse(self.post({"input": "x", "previous_response_id": "resp_1", "model": "lab/delta"}))
+        self.assertEqual(self.refused()[0], 400)
         self.exchange("resp_1", {"input": "other"}, said("2"))  # a server may use an ID twice
         self.use("anna")
         self.post({"input": "x", "previous_response_id": "resp_1"})
