@@ -98,7 +98,7 @@ class Talker(BaseHTTPRequestHandler):
             self.reply({"error": {"message": "the context is full"}}, 400)
             return
         answered = [message["tool_call_id"] for message in messages if message["role"] == "tool"]
-        told = "".join(message["content"] for message in messages if str(message["content"]).startswith("Be "))
+        told = "".join(message["content"] for message in messages if str(message["content"]).startswith("Stay "))
         if body.get("tools") and not answered:
             pieces = [{"tool_calls": [{"index": 0, **CALL}]}]
         else:

@@ -203,8 +203,8 @@ class ChangeTests(SynchronousTestCase):
 
     def test_copy_create_and_delete_change_the_names(self):
         self.client.copy("talker", "friend")
-        self.client.create("calm", from_="talker", parameters={"temperature": 0.1}, system="Be calm.")
-        for name, told in (("friend", ""), ("calm", "Be calm.")):
+        self.client.create("calm", from_="talker", parameters={"temperature": 0.1}, system="Stay calm.")
+        for name, told in (("friend", ""), ("calm", "Stay calm.")):
             self.assertEqual(self.client.generate(name, "hi").response, f"0 images, text {told}")
             self.client.delete(name)
         with self.assertRaises(ollama.ResponseError):
