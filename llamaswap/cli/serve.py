@@ -8,6 +8,7 @@ import click
 from twisted.application.twist._twist import Twist
 
 from llamaswap.cli.flags import DEFAULT_CONFIG, main
+from llamaswap.demo import begun_by_demo
 
 
 @click.command()
@@ -15,11 +16,12 @@ from llamaswap.cli.flags import DEFAULT_CONFIG, main
 @click.option(
     "--allow-config-edit",
     is_flag=True,
-    help="Write the demo's config.yaml here, for the page to change.",
+    help="Write the demo's config.yaml here, for the page to change; one that is here already goes on.",
 )
 def demo(listen: str, allow_config_edit: bool) -> None:
     """Run two tiny built-in models to try a swap."""
-    if allow_config_edit and Path(DEFAULT_CONFIG).exists():
+    config = Path(DEFAULT_CONFIG)
+    if allow_config_edit and config.exists() and not begun_by_demo(config.read_bytes()):
         raise click.ClickException(
             f"{DEFAULT_CONFIG} exists here, and the demo would write it; use another folder, or start "
             "`llamaswap serve --allow-config-edit` with that file"

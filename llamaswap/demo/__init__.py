@@ -16,6 +16,11 @@ def real_inference_present() -> bool:
     return all(find_spec(name) is not None for name in ("xllamacpp", "gguf", "numpy"))
 
 
+def begun_by_demo(text: bytes) -> bool:
+    """Whether a configuration file begins as the demo's, which may have been changed since."""
+    return text.startswith((HERE / "demo.yaml").read_bytes().partition(b"\n")[0])
+
+
 def demo_config(python: str = sys.executable, *, real: bool | None = None, models: str | None = None) -> str:
     """The demo's configuration text.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 
 from attrs import define, field, frozen
 
@@ -134,6 +135,11 @@ class ProcessEndpoints:
             FailingModel(one.model, one.count, round(wait, 3), hide(one.cause), list(map(hide, one.tail.splitlines())))
             for one, wait in self.router.failing()
         ]
+        counted = {row.model for row in failing}
+        for name in config.models.keys() - counted:  # such as a command that does not exist, which nothing has to pause
+            if why := self.router.failure(name):
+                failing.append(FailingModel(name, 0, 0.0, hide(why), []))
+        failing.sort(key=attrgetter("model"))
         return json_answer(Running(rows, sleeping, failing))
 
     @route("GET", "/unload", changes_state=True, content=_PLAIN, query=_NAMED)

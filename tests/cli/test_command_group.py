@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli import serve
 from llamaswap.cli.command_group import COMMANDS
+from llamaswap.demo import demo_config
 from tests.cli.doubles import Server, chat, invoke
 from tests.cli.test_models import detail
 
@@ -33,6 +34,16 @@ class AppTests(SynchronousTestCase):
         done = invoke(["demo", "--allow-config-edit"])
         self.assertEqual((done.exit_code, config.read_text(encoding="utf-8")), (1, "models: {}\n"))
         self.assertIn("exists here", done.stderr)
+
+    def test_demo_to_be_edited_goes_on_with_its_own_configuration(self):
+        config = Path(self.mktemp())
+        config.write_text(demo_config() + "  mine: {cmd: sleep}\n", encoding="utf-8")
+        started = []
+        self.patch(serve, "DEFAULT_CONFIG", str(config))
+        self.patch(serve.Twist, "main", started.append)
+        self.assertEqual(invoke(["demo", "--allow-config-edit"]).exit_code, 0)
+        self.assertIn("--allow-config-edit", started[0])
+        self.assertIn("mine:", config.read_text(encoding="utf-8"))
 
     def test_mistyped_command_is_answered_with_the_right_one(self):
         for words in (["unlaod"], ["help", "unlaod"]):

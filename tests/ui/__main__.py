@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from tests.ui import charts, chats, defects, feedback, harness, looks, settings, wizard, works
+from tests.ui import charts, chats, defects, feedback, harness, looks, newcomer, settings, wizard, works
 
 SLOWEST = 8  # checks whose time is printed
 
@@ -34,7 +34,7 @@ def checks(words: list[str]) -> list[unittest.TestCase]:
     loader = unittest.TestLoader()
     if words:
         loader.testNamePatterns = [f"*{word}*" for word in words]
-    modules = (looks, works, defects, chats, settings, feedback, charts, wizard)
+    modules = (looks, works, defects, chats, settings, feedback, charts, wizard, newcomer)
     return [one for module in modules for one in each(loader.loadTestsFromModule(module))]
 
 

@@ -113,7 +113,7 @@ class Phases(harness.MockCase):
         page = self.page("requests", width=1440)
         self.live(page)
         heads = page.locator("thead th").all_inner_texts()
-        for head in ("Waited", "Loaded", "First token", "Where", "Key"):
+        for head in ("Waited", "Loaded", "First token", "Breakdown", "Key"):
             self.assertIn(head, heads)
         slow = page.locator("tr[data-id='420']")
         self.assertRegex(slow.inner_text(), r"\d s\s+[\d.]+ s\s+[\d.]+ s")

@@ -122,6 +122,9 @@ class Chats(harness.MockCase):
             look = "box => [box.getBoundingClientRect().width, box.closest('.transcript').clientWidth]"
             wide, pane = page.locator(".bubble.assistant .md").evaluate(look)
             self.assertLessEqual(wide, pane)
+            foot = page.locator(".bubble-foot .num").last
+            foot.filter(has_text="tokens").wait_for()
+            self.assertLessEqual(foot.evaluate("text => text.getBoundingClientRect().right"), 390, "figures are cut")
 
     def test_task_list_keeps_its_boxes(self) -> None:
         page = self.chat()

@@ -298,15 +298,21 @@ class MockDefects(harness.MockCase):
         self.world.key = "k-1"
         page = self.page()
         page.get_by_label("API key").fill("wrong")
-        page.get_by_role("button", name="Open").click()
+        page.get_by_role("button", name="Use this key").click()
         page.get_by_text("refused this key").wait_for()
         page.get_by_label("API key").fill("k-1")
-        page.get_by_role("button", name="Open").click()
+        page.get_by_role("button", name="Use this key").click()
         self.live(page)
         page.locator(".loaded", has_text="gpt-oss-120b").wait_for()
 
     def test_discovered_models_are_put_into_the_configuration(self) -> None:
-        page = self.page("config?find=1")
+        context, held = self.context(), []
+        context.route("**/api/config", lambda route: held.append(route))
+        page = self.page("config?find=1", context)
+        harness.until(lambda: page.wait_for_timeout(20) or held)
+        self.assertEqual(page.locator("dialog").count(), 0, "what is inserted now would be lost")
+        context.unroute("**/api/config")
+        held[0].continue_()
         page.locator("dialog").get_by_role("button", name="Insert qwen3-8b").click()
         page.locator(".cm-content", has_text="qwen3-8b-Q4_K_M.gguf").wait_for()
         page.get_by_role("button", name="Find models").click()
@@ -494,7 +500,7 @@ class MockDefects(harness.MockCase):
         page.keyboard.insert_text("# mine\n")
         page.get_by_role("button", name="Review and save").click()
         self.world.config += "# by somebody else\n"
-        page.get_by_role("button", name="Save and load").click()
+        page.get_by_role("button", name="Save and apply").click()
         page.get_by_role("alert").get_by_text("was reloaded").wait_for()
         self.gone(page.locator("dialog"))
         page.locator(".cm-content", has_text="# mine").wait_for()

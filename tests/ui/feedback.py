@@ -93,7 +93,7 @@ class MockFeedback(harness.MockCase):
         self.gone(page.get_by_text("connecting"))
         page.get_by_role("button", name="Enter the key").click()
         page.get_by_label("API key").fill("k-1")
-        page.get_by_role("button", name="Open").click()
+        page.get_by_role("button", name="Use this key").click()
         self.live(page)
 
     def test_curl_of_a_server_with_keys_has_the_header(self) -> None:
@@ -164,7 +164,7 @@ class MockFeedback(harness.MockCase):
         page.get_by_role("link", name=re.compile(r"\d\d:\d\d")).first.click()
         page.get_by_role("heading", name="Where the time went").wait_for()
 
-    def test_toast_covers_neither_the_button_that_sends_nor_the_composer(self) -> None:
+    def test_toast_covers_neither_the_title_nor_the_composer(self) -> None:
         for width in (1280, 390):
             page = self.page("models", width=width)
             self.live(page)
@@ -172,6 +172,11 @@ class MockFeedback(harness.MockCase):
             page.locator("dialog").get_by_role("button", name="Load", exact=True).click()
             toast = page.locator(".toast.error")
             toast.wait_for()
+            for part in (page.get_by_role("heading", level=1), page.locator("header.top"), page.locator(".tabbar")):
+                if (box := part.bounding_box()) is not None:
+                    over = toast.bounding_box()
+                    beside = over["x"] >= box["x"] + box["width"] or over["y"] >= box["y"] + box["height"]
+                    self.assertTrue(beside or over["y"] + over["height"] <= box["y"], (width, box, over))
             page.evaluate("history.pushState(null, '', 'playground'); dispatchEvent(new PopStateEvent('popstate'))")
             box, over = page.locator(".composer").bounding_box(), toast.bounding_box()
             apart = over["x"] + over["width"] <= box["x"] or over["y"] + over["height"] <= box["y"]

@@ -75,8 +75,8 @@ class RealServer:
         self.url = ""
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        """Start it and wait until it listens."""
+    def command(self) -> list[str]:
+        """The arguments of Python that start it."""
         sys.path.insert(0, str(ROOT))
         from llamaswap.demo import demo_config
 
@@ -101,17 +101,27 @@ class RealServer:
         )
         path = self.folder / "config.yaml"
         path.write_text(config, encoding="utf-8")
+        return [
+            *("-m", "twisted", "llamaswap", "--allow-config-edit"),
+            *("--config", str(path), "--listen", "127.0.0.1:0"),
+        ]
+
+    def surroundings(self) -> tuple[Path, dict[str, str]]:
+        """Its folder, and what its environment has besides this one's."""
+        return ROOT, {}
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        command = self.command()
+        folder, environment = self.surroundings()
         self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "twisted", "llamaswap", "--allow-config-edit"),
-                *("--config", str(path), "--listen", "127.0.0.1:0"),
-            ],
-            cwd=ROOT,
+            [sys.executable, *command],
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         )
         output = self._process.stdout
         assert output is not None

@@ -704,7 +704,9 @@ class Handler(BaseHTTPRequestHandler):
             row = {"repository": "org/tiny-llama-GGUF", "downloads": 71230, "likes": 9, "gated": False}
             self.json({"models": [{**row, "updated": stamp(world.start - 86400)}]})
         elif path.startswith("/api/hub/models/"):
-            quants = [{"quant": quant, "files": [], "bytes": size << 30} for quant, size in (("Q4_K_M", 2), ("F16", 90))]
+            quants = [
+                {"quant": quant, "files": [], "bytes": size << 30} for quant, size in (("Q4_K_M", 2), ("F16", 90))
+            ]
             self.json({"repository": path.removeprefix("/api/hub/models/"), "quants": quants})
         elif path == "/api/hub/downloads":
             for download in world.downloads:

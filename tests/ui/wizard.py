@@ -32,8 +32,8 @@ class Wizard(harness.MockCase):
         for line in ("qwen3-8b", "--ctx-size 16000", "--n-gpu-layers 99", "ttl: 600", "- small", "unlisted: true"):
             self.assertIn(line, shown)
         page.get_by_role("button", name="Review and save").click()
-        page.get_by_role("dialog").get_by_role("button", name="Save and load").click()
-        page.get_by_text("Saved and loaded").wait_for()
+        page.get_by_role("dialog").get_by_role("button", name="Save and apply").click()
+        page.get_by_text("Saved and applied").wait_for()
         self.assertIn("      --ctx-size 16000\n", self.world.config)
         self.assertIn("gpt-oss-120b", self.world.config)
         self.assertEqual(page.faults, [])
@@ -45,7 +45,7 @@ class Wizard(harness.MockCase):
         page.get_by_role("button", name="Review and save").click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_text("models.bad: no cmd").wait_for()
-        self.assertTrue(dialog.get_by_role("button", name="Save and load").is_disabled())
+        self.assertTrue(dialog.get_by_role("button", name="Save and apply").is_disabled())
 
     def test_model_of_hugging_face_is_downloaded_and_set_up(self) -> None:
         page = self.page("add?from=hub")
@@ -97,8 +97,8 @@ class RealWizard(harness.RealCase):
         return page
 
     def confirm(self, page: Any) -> None:
-        page.get_by_role("dialog").get_by_role("button", name="Save and load").click()
-        page.get_by_text("Saved and loaded").first.wait_for()
+        page.get_by_role("dialog").get_by_role("button", name="Save and apply").click()
+        page.get_by_text("Saved and applied").first.wait_for()
         self.gone(page.get_by_role("dialog"))
 
     def test_model_is_added_fails_is_disabled_enabled_and_deleted(self) -> None:

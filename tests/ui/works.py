@@ -142,7 +142,7 @@ class Works(harness.RealCase):
         self.type_into_the_configuration(page, "logLevel: debug")
         page.get_by_role("button", name="Review and save").click()
         page.locator("dialog .diff", has_text="logLevel: debug").wait_for()
-        page.get_by_role("button", name="Save and load").click()
+        page.get_by_role("button", name="Save and apply").click()
         page.get_by_role("button", name="Undo the last save").wait_for()
         self.assertIn("logLevel: debug", (self.server.folder / "config.yaml").read_text())
         page.get_by_role("button", name="Undo the last save").click()
@@ -156,8 +156,8 @@ class Works(harness.RealCase):
         self.live(page)
         self.type_into_the_configuration(page, "logLevel: warn")
         page.get_by_role("button", name="Review and save").click()
-        page.get_by_role("button", name="Save and load").click()
-        page.get_by_text("Saved and loaded").wait_for()
+        page.get_by_role("button", name="Save and apply").click()
+        page.get_by_text("Saved and applied").wait_for()
         page.reload()
         page.get_by_role("button", name="Undo the last save").click()
         page.get_by_text("back in force").wait_for()
@@ -165,13 +165,13 @@ class Works(harness.RealCase):
         page.get_by_role("button", name="Versions").click()
         page.locator("dialog li", has_text="saved").first.get_by_role("button").click()
         page.locator("dialog .diff .d-add", has_text="logLevel: warn").wait_for()
-        page.get_by_role("button", name="Restore and load").click()
+        page.get_by_role("button", name="Restore and apply").click()
         page.get_by_text("earlier configuration is in force").wait_for()
         self.assertIn("logLevel: warn", path.read_text())
         page.get_by_role("button", name="Versions").click()
         page.locator("dialog li", has_text="found in the file").first.get_by_role("button").click()
         page.locator("dialog .diff .d-del", has_text="logLevel: warn").wait_for()
-        page.get_by_role("button", name="Restore and load").click()
+        page.get_by_role("button", name="Restore and apply").click()
         harness.until(lambda: path.read_text() == first)
         self.assertEqual(page.faults, [])
 
@@ -267,6 +267,22 @@ class Works(harness.RealCase):
             self.settled(page)
         self.assertEqual([url for _, url, _ in page.asked if not url.startswith((self.url, "data:", "blob:"))], [])
         self.assertEqual(page.faults, [])
+
+    def test_own_requests_of_the_page_are_not_in_its_log(self) -> None:
+        def lines() -> list[str]:
+            return [line for line in harness.ask(f"{self.url}/logs").splitlines() if '"GET /' in line]
+
+        harness.ask(f"{self.url}/v1/models")
+        harness.until(lambda: any('"GET /v1/models' in line for line in lines()))
+        before = len(lines())
+        page = self.page()
+        for where in ("models", "model?id=poet", "add", "requests", "playground", "playground?tab=compare", "usage",
+                      "logs", "config", "system", "system?tab=settings"):  # fmt: skip
+            page.goto(f"{self.url}/ui/{where}")
+            self.settled(page)
+        harness.ask(f"{self.url}/v1/models")
+        harness.until(lambda: lines()[before:] and '"GET /v1/models' in lines()[-1])
+        self.assertEqual([line for line in lines()[before:-1] if "/logs" not in line], [])
 
     def test_three_questions_are_answered_within_two_seconds(self) -> None:
         page = self.page()

@@ -50,6 +50,12 @@ class RunningTests(TestCase):
         facts = {"failures": 3, "retry_in_s": 1.75, "error": "exited prematurely", "log_tail": words}
         self.assertEqual(told, {"running": [], "failing": [{"model": "alpha", **facts}]})
 
+    def test_model_whose_command_cannot_be_run_is_among_the_failing_ones(self):
+        missing = server_status("alpha", "stopped", last_error="alpha-server: no such executable file")
+        told = World(example_router(statuses={"alpha": missing})).ask("/running").json
+        facts = {"failures": 0, "retry_in_s": 0.0, "error": "alpha-server: no such executable file", "log_tail": []}
+        self.assertEqual(told, {"running": [], "failing": [{"model": "alpha", **facts}]})
+
 
 class UnloadTests(TestCase):
     def test_each_spelling_of_unload_stops_every_server(self):

@@ -20,7 +20,7 @@ export function ChangeDialog(props: { title: string; before: Shown; after: strin
     saving.value = true;
     try {
       await writeConfig(props.after, props.before);
-      toast("ok", "Saved and loaded");
+      toast("ok", "Saved and applied");
       props.done();
     } catch (problem) {
       error.value = (problem as Error).message;
@@ -36,7 +36,7 @@ export function ChangeDialog(props: { title: string; before: Shown; after: strin
       footer={
         <>
           <Btn onClick={props.onClose}>Back</Btn>
-          <Btn primary disabled={!valid || saving.value} onClick={() => void save()}>Save and load</Btn>
+          <Btn primary disabled={!valid || saving.value} onClick={() => void save()}>Save and apply</Btn>
         </>
       }
     >

@@ -287,7 +287,8 @@ export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?:
               ["Client", row.client],
               ["API key", row.key],
               ["Session", row.session],
-              ...Object.entries(row.metadata ?? {}).filter(([name]) => name !== "waited_ms").map(([name, value]): [string, string] => [name, value]),
+              ["Priority", row.metadata?.fifo_priority === "0" ? "" : row.metadata?.fifo_priority],
+              ...Object.entries(row.metadata ?? {}).filter(([name]) => name !== "waited_ms" && name !== "fifo_priority"),
             ]}
           />
           <TimeSpent row={row} key={row.id} />

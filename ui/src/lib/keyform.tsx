@@ -45,7 +45,7 @@ export function KeyForm() {
         Remember on this device
       </label>
       {error.value && <p class="bad" role="alert">{error.value}</p>}
-      <div class="row end"><button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}><Icon name="key" /> Open</button></div>
+      <div class="row end"><button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}><Icon name="key" /> Use this key</button></div>
     </form>
   );
 }

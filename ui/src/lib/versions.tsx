@@ -52,7 +52,7 @@ export function VersionsDialog(props: {
       footer={
         <>
           <Btn disabled={ready === null} onClick={() => ready !== null && props.edit(ready)}>Put into the editor</Btn>
-          <Btn primary disabled={ready === null || !!shown?.in_force || props.busy} onClick={() => shown && props.restore(shown)}>Restore and load</Btn>
+          <Btn primary disabled={ready === null || !!shown?.in_force || props.busy} onClick={() => shown && props.restore(shown)}>Restore and apply</Btn>
         </>
       }
     >

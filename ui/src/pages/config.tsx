@@ -225,7 +225,7 @@ export function ConfigPage() {
     dialog.value = "";
     if (tag === null) return;
     draft.saved(text, tag);
-    toast("ok", "Saved and loaded");
+    toast("ok", "Saved and applied");
     if (!draft.dirty.peek()) await open();
   };
 
@@ -313,7 +313,7 @@ export function ConfigPage() {
           footer={
             <>
               <Btn onClick={() => (dialog.value = "")}>Back</Btn>
-              <Btn primary disabled={saving.value} onClick={() => void save()}>Save and load</Btn>
+              <Btn primary disabled={saving.value} onClick={() => void save()}>Save and apply</Btn>
             </>
           }
         >
@@ -331,7 +331,7 @@ export function ConfigPage() {
           onClose={() => (dialog.value = "")}
         />
       )}
-      {dialog.value === "found" && (
+      {dialog.value === "found" && ready && (
         <Dialog title="What this machine has" class="wide" onClose={() => (dialog.value = "")}><FoundHere insert={insert} /></Dialog>
       )}
     </div>

@@ -210,7 +210,7 @@ function Body({ id, tab }: { id: string; tab: string }) {
                     <span class={`chip s-${swapFailed(item) ? "failed" : item.end ? "ready" : "loading"}`}>
                       {swapFailed(item) ? "✕ failed" : item.end ? "✓ done" : "◐ under way"}
                     </span>
-                    <a href={href("swap", { id: item.id })}>{item.model === id ? "loaded" : `made room for ${item.model}`}</a>
+                    <a href={href("swap", { id: item.id })}>{item.model === id ? "load" : `made room for ${item.model}`}</a>
                     <span class="muted num">{clockTime(item.start)}, {duration((item.end ?? now.value) - item.start)}</span>
                   </li>
                 ))}

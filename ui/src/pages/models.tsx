@@ -144,6 +144,7 @@ const Row = memo(function Row(props: {
   active: number;
   picked: boolean;
   pinned: boolean;
+  sizeWord: string;
   size: string;
   pick: (id: string) => void;
 }) {
@@ -174,7 +175,7 @@ const Row = memo(function Row(props: {
         const text = props.facts.split("\n")[index] as string;
         return text === "-" ? null : <td key={fact.id} role="cell" class={`num ${fact.class}`} data-label={fact.label}>{text || DASH}</td>;
       })}
-      <td role="cell" class="num" data-label="Size">{props.size}</td>
+      <td role="cell" class="num" data-label={props.sizeWord}>{props.size}</td>
       <td role="cell" class="num wide-only" data-label="Last used">{use ? ago(use.at, now.value) : "–"}</td>
       <td role="cell" class="num wide-only" data-label="t/s">{rate(use?.tps)}</td>
       <td role="cell" class="act">
@@ -233,6 +234,7 @@ export function Models() {
     return FACTS.map((fact, index) => (columns[index] ? (found ? fact.text(found) : "") : "-")).join("\n");
   };
   const measured = shown.some((model) => memoryOf(model.id));
+  const sizeWord = measured ? "Memory" : "Size";
   const peers = peerModels.value.filter(match);
   const peerStates = usePeers(peerModels.value.length > 0);
   const selectors = listed.value.filter((model) => model.meta?.llamaswap?.type === "selector");
@@ -301,7 +303,7 @@ export function Models() {
                   <th role="columnheader">Model</th>
                   <th role="columnheader">State</th>
                   {FACTS.map((fact, index) => columns[index] && <th key={fact.id} role="columnheader" class={`num ${fact.class}`} title={fact.hint}>{fact.label}</th>)}
-                  <th role="columnheader" class="num">{measured ? "Memory" : "Size"}</th>
+                  <th role="columnheader" class="num">{sizeWord}</th>
                   <th role="columnheader" class="num wide-only">Last used</th>
                   <th role="columnheader" class="num wide-only">t/s</th>
                   <th role="columnheader"><span class="sr">Actions</span></th>
@@ -316,6 +318,7 @@ export function Models() {
                     facts={factsOf(model.id)}
                     kept={!!catalog.get(model.id)?.pinned}
                     active={servedBy(model.id).length}
+                    sizeWord={sizeWord}
                     size={measured ? memoryText(model.id) || DASH : sizeText(parameters(model.id, model.name))}
                     picked={picked.value.has(model.id)}
                     pinned={pinned.value.includes(model.id)}

@@ -56,7 +56,7 @@ export const COLUMNS: Column[] = [
   { id: "prefill", label: "Prefill t/s", sort: "prompt_speed", num: true, on: false, cell: (r) => rate(r.tokens.prompt_per_second) },
   { id: "decode", label: "Decode t/s", sort: "gen_speed", num: true, on: true, cell: (r) => rate(r.tokens.tokens_per_second) },
   { id: "duration", label: "Duration", sort: "duration", num: true, on: true, cell: (r) => duration(r.duration_ms) },
-  { id: "phases", label: "Where", hint: "Where the time went", on: true, cell: (r) => phasesOf(r).map((part) => `${PHASE_WORDS[part.name]} ${duration(part.ms)}`).join(", ") },
+  { id: "phases", label: "Breakdown", hint: "Where the time went", on: true, cell: (r) => phasesOf(r).map((part) => `${PHASE_WORDS[part.name]} ${duration(part.ms)}`).join(", ") },
   { id: "session", label: "Session", on: false, cell: (r) => r.session ?? "–" },
   { id: "client", label: "Client", on: false, cell: (r) => r.client ?? "–" },
   { id: "key", label: "Key", on: true, cell: (r) => r.key ?? "–" },
