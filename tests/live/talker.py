@@ -97,27 +97,35 @@ class Talker(BaseHTTPRequestHandler):
         if messages[-1]["content"] == "break":
             self.reply({"error": {"message": "the context is full"}}, 400)
             return
+        pieces = self.pieces(body)
+        thinks = body.get("chat_template_kwargs", {}).get("enable_thinking")
+        self.send(body, [{"reasoning_content": "hm"}, *pieces] if thinks else pieces)
+
+    def pieces(self, body):
+        """What the response is made of."""
+        messages = body["messages"]
         answered = [message["tool_call_id"] for message in messages if message["role"] == "tool"]
         told = "".join(message["content"] for message in messages if str(message["content"]).startswith("Stay "))
         if body.get("tools") and not answered:
-            pieces = [{"tool_calls": [{"index": 0, **CALL}]}]
-        else:
-            images = sum(part["type"] == "image_url" for part in parts(messages[-1]))
-            kind = body.get("response_format", {}).get("type", "text")
-            pieces = [
-                {"content": f"{images} images,"},
-                {"content": f" {kind}"},
-                {"content": f" {''.join(answered)}{told}"},
-            ]
-        thinks = body.get("chat_template_kwargs", {}).get("enable_thinking")
-        pieces = [{"reasoning_content": "hm"}, *pieces] if thinks else pieces
+            return [{"tool_calls": [{"index": 0, **CALL}]}]
+        images = sum(part["type"] == "image_url" for part in parts(messages[-1]))
+        kind = body.get("response_format", {}).get("type", "text")
+        last = f" {''.join(answered)}{told}"
+        return [{"content": f"{images} images,"}, {"content": f" {kind}"}, {"content": last}]
+
+    def more_of(self, body):
+        """Further members of the choice of a document."""
+        return {}
+
+    def send(self, body, pieces):
         usage = {"prompt_tokens": 7, "completion_tokens": len(pieces), "total_tokens": 7 + len(pieces)}
         if not body.get("stream"):
             message = {"role": "assistant", "content": None}
             for piece in pieces:
                 for name, value in piece.items():
                     message[name] = (message.get(name) or type(value)()) + value
-            self.reply({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+            choice = {"message": message, "finish_reason": "stop", **self.more_of(body)}
+            self.reply({"choices": [choice], "usage": usage})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
