@@ -409,9 +409,9 @@ class World:
                 **more,
             }
 
-        usual = [("queued", 0.8), ("draining", 3.2), ("stopping", 1.4), ("spawning", 0.1), ("health", 18.0)]
+        usual = [("queued", 3.2), ("stop", 1.4), ("start", 18.1)]
         return [
-            one(9, "glm-4.5-air", 400, [("queued", 0.1), ("spawning", 0.1), ("health", 6.0)],
+            one(9, "glm-4.5-air", 400, [("queued", 0.1), ("stop", 0.9), ("start", 6.1)],
                 error="exited with 1 before it was healthy", log_tail="error loading model: out of memory\n"),
             one(8, "gpt-oss-120b", 1500, usual),
             one(7, "gpt-oss-120b", 3000, [(name, took * 1.1) for name, took in usual], evicted=["gemma-3-27b"]),

@@ -16,7 +16,7 @@ from typing import Any
 from tests.ui import harness, mock
 
 FOLDER = harness.ROOT / "docs" / "images"
-WIDTH, SCALE = 1240, 1.5
+WIDTH, SCALE = 1280, 1.5
 HOUR = 3600.0
 # Each model: when it was loaded, from minute to minute of the hour, the seconds of a load, and tokens a second.
 LANES = {
@@ -25,6 +25,18 @@ LANES = {
     "qwen3-coder-30b": ([(39.3, 60)], 9.0, 58.0),
     "bge-m3": ([(2, 60)], 2.0, -1.0),
 }
+
+# What the models say, their tokens a second, and the tokens of the prompt.
+ANSWERS = {
+    "qwen3-coder-30b": (
+        "Compare the text with its reverse, without case and punctuation:\n\n```python\ndef is_palindrome(text: str) -> "
+        "bool:\n    letters = [char for char in text.lower() if char.isalnum()]\n    return letters == letters[::-1]\n```"
+        "\n\n`is_palindrome(\"A man, a plan, a canal: Panama\")` is `True`.",
+        58.2, 31,
+    ),
+    "glm-4.5-air": ("221 is **not** prime. It is divisible by 13:\n\n221 / 13 = 17", 24.8, 14),
+    "gpt-oss-120b": ("No. **221 = 13 × 17**, so it is not prime: each of the two factors is.", 31.4, 14),
+}  # fmt: skip
 
 
 def an_hour(world: mock.World) -> None:
@@ -111,12 +123,58 @@ def requests(page: Any, url: str) -> Any:
     page.locator("tr[data-id] .phasebar").first.wait_for()
 
 
+def swap(page: Any, url: str) -> Any:
+    """One swap with its phases, among the others."""
+    page.goto(f"{url}/ui/swap?id=8")
+    page.locator("table.waterfall tbody th").nth(2).wait_for()
+
+
+def answering(page: Any) -> None:
+    """Let each model answer a question with its own words."""
+
+    def answer(route: Any) -> None:
+        text, speed, prompt = ANSWERS[route.request.post_data_json["model"]]
+        pieces = [{"choices": [{"delta": {"content": text}}]}]
+        timings = {"prompt_n": prompt, "prompt_per_second": 950.0, "predicted_per_second": speed}
+        usage = {"prompt_tokens": prompt, "completion_tokens": len(text) // 4}
+        last = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": usage, "timings": timings}
+        time.sleep(0.3)
+        events = "".join(f"data: {json.dumps(event)}\n\n" for event in [*pieces, last])
+        route.fulfill(status=200, content_type="text/event-stream", body=events + "data: [DONE]\n\n")
+
+    page.route("**/v1/chat/completions", answer)
+
+
+def chat(page: Any, url: str) -> Any:
+    """A conversation with code in it."""
+    answering(page)
+    page.goto(f"{url}/ui/playground?model=qwen3-coder-30b")
+    page.get_by_role("textbox", name="Message").fill("A function that says whether a text is a palindrome, in Python")
+    page.get_by_role("textbox", name="Message").press("Enter")
+    page.locator(".hljs-keyword").first.wait_for()
+    page.locator(".bubble-foot", has_text="tokens").wait_for()
+
+
+def compare(page: Any, url: str) -> Any:
+    """One question to two models."""
+    answering(page)
+    page.goto(f"{url}/ui/playground?tab=compare")
+    for number, model in enumerate(("gpt-oss-120b", "glm-4.5-air"), 1):
+        page.get_by_label(f"Model {number}", exact=True).select_option(model)
+    page.get_by_label("Prompt for all").fill("Is 221 prime?")
+    page.get_by_role("button", name="Ask").click()
+    page.locator(".column .md", has_text="13").nth(1).wait_for()
+
+
 PICTURES: dict[str, tuple[Callable[[Any, str], Any], int]] = {
     "overview": (overview, 760),
     "timeline": (timeline, 900),
     "request": (slow_request, 640),
     "page-models": (models, 640),
     "page-requests": (requests, 640),
+    "swap": (swap, 640),
+    "page-chat": (chat, 640),
+    "compare": (compare, 520),
 }
 
 

@@ -64,7 +64,7 @@ export function SwapPage() {
                 ["Asked by", data.trigger],
                 ["Unloaded", data.evicted.length ? data.evicted.join(", ") : "nothing"],
                 ["Why", data.explanation],
-                ["Usual load", others.length ? `${seconds(median(others.map((item) => (item.end as number) - item.start)))} over ${others.length}` : ""],
+                ["Usual load", others.length ? `${seconds(median(others.map((item) => (item.end as number) - item.start)))} (median of ${others.length})` : ""],
               ]}
             />
           </Panel>
