@@ -60,6 +60,7 @@ class RayClient:
     head: bool
     changed: Callable[[], None]
     connected: bool = field(default=False, init=False)
+    connected_at: float = field(default=0.0, init=False)
     problem: str = field(default="it is being started", init=False)
     _connection: _Connection | None = field(default=None, init=False)
     _restart: IDelayedCall | None = field(default=None, init=False)
@@ -105,6 +106,7 @@ class RayClient:
 
     def _ready(self, _: object) -> None:
         self.connected, self.problem, self._failures = True, "", 0
+        self.connected_at = self.clock.seconds()
         log.info("connected to Ray at {where}", where=self.where)
         self.changed()
 
