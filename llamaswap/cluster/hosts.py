@@ -37,7 +37,6 @@ LIST_INTERVAL = 1.0  # seconds between two lists of Ray's nodes
 RECONCILE_INTERVAL = 30.0  # seconds between two lists of its reservations
 RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
 MISSING_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
-RAY_START = 20.0  # seconds after its start in which Ray may not know the memory of all hosts yet
 MAX_HOSTS = 1000
 AWAIT_LIMIT = 3.0  # seconds after the start for hosts that an earlier program knew: what they run must not start twice
 FORGET_AFTER = 86400.0  # seconds that a host is kept that is away, such as a pod whose name does not come back
@@ -387,11 +386,7 @@ class HostManager:
 
     async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
         """Reserve memory of a host; returns why it is not there, or "". Raises RayAway if Ray cannot tell yet."""
-        answer = await self.ray.call(protocol.Reserve, name=name, host=host, sizes=dict(sizes))
-        why = str(answer["why"])
-        if why and self.clock.seconds() - self.ray.connected_at < RAY_START:
-            raise RayAway(f"{why}, which may be because Ray was started a moment ago")
-        return why
+        return await self.ray.reserve(name, host, sizes)
 
     def release(self, name: str) -> None:
         """End a reservation; if Ray is away, it is ended when the next front asks for all of them."""

@@ -22,6 +22,7 @@ from llamaswap.cluster import driver_protocol as protocol
 from llamaswap.cluster.ray_node import with_parent
 
 RESTART_DELAYS = (1.0, 2.0, 5.0, 10.0)  # seconds; the last one is repeated
+START_TIME = 20.0  # seconds after its start in which Ray may not know the memory of all hosts yet
 CALL_LIMIT = 40.0  # seconds for a call; the start of an agent's keeper takes longest
 
 log = Logger()
@@ -156,6 +157,17 @@ class RayClient:
         asked.addBoth(arrived)
         answer.addTimeout(limit, self.clock)
         return answer.addErrback(explained)
+
+    async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
+        """Reserve memory of a host; returns why it is not there, or "". Raises RayAway if Ray cannot tell yet."""
+        try:
+            answer = await self.call(protocol.Reserve, name=name, host=host, sizes=dict(sizes))
+        except protocol.RayError as error:  # such as a head that is overloaded, which says nothing about the memory
+            raise RayAway(f"Ray: {error}") from None
+        why = str(answer["why"])
+        if why and self.clock.seconds() - self.connected_at < START_TIME:
+            raise RayAway(f"{why}, which may be because Ray was started a moment ago")
+        return why
 
     def close(self) -> Deferred[None]:
         """End the process; what it reserved and started stays. Fires when it has ended."""

@@ -146,14 +146,18 @@ def ensure_agent(host: str) -> dict[str, object]:
 
 def reserve(name: str, host: str, sizes: dict[str, int]) -> str:
     """Reserve these resources of a host; returns why they are not there, or ""."""
-    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
 
     bundle = {resource: float(size) for resource, size in sizes.items() if size > 0}
     if not bundle:
         return ""
-    group = placement_group(
-        [bundle], strategy="STRICT_PACK", name=name, lifetime="detached", bundle_label_selector=[{HOST_LABEL: host}]
-    )
+    try:
+        group = get_placement_group(name)  # of an earlier attempt, whose answer did not arrive
+    except ValueError:
+        selector = [{HOST_LABEL: host}]
+        group = placement_group(
+            [bundle], strategy="STRICT_PACK", name=name, lifetime="detached", bundle_label_selector=selector
+        )
     if group.wait(RESERVE_LIMIT):
         return ""
     remove_placement_group(group)
@@ -202,6 +206,8 @@ def start_head(address: str) -> None:
     threading.Thread(target=watch, daemon=True).start()
     if not listens(host, int(port), HEAD_LIMIT):
         sys.exit(f"the head of Ray at {address} does not listen after {HEAD_LIMIT:.0f} s")
+    # While Ray still starts its other processes it notices only after half a minute that this one ended.
+    threading.Thread(target=_end_without, args=(host, int(port)), daemon=True).start()
 
 
 def _end_without(host: str, port: int) -> None:

@@ -18,7 +18,6 @@ from twisted.python.failure import Failure
 
 from llamaswap.cluster.agent_client import HostAway
 from llamaswap.cluster.agent_protocol import EngineState
-from llamaswap.cluster.driver_protocol import RayError
 from llamaswap.cluster.hosts import HostManager
 from llamaswap.cluster.ray_client import RayAway
 from llamaswap.config.endpoints import Endpoint
@@ -194,8 +193,6 @@ class RemoteSupervisor:
             except RayAway as error:
                 if self.clock.seconds() >= until:
                     raise StartFailed(self.model.id, f"{error}; what runs on other hosts goes on") from None
-            except RayError as error:
-                return str(error)
             pause: Deferred[None] = Deferred()
             timer = self.clock.callLater(RAY_PAUSE, pause.callback, None)
             try:

@@ -15,7 +15,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cluster.agent_protocol import EngineState, state_document
 from llamaswap.cluster.hosts import HostManager
-from llamaswap.cluster.ray_client import RayAway
 from llamaswap.cluster.ray_node import ClusterFolder
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.hosts import Hosts
@@ -33,10 +32,8 @@ class FakeRay:
 
     nodes: list[dict[str, object]] = Factory(list)
     connected: bool = True
-    connected_at: float = 0.0
     problem: str = ""
     hung: bool = False
-    full: str = ""
     asked: list[tuple[str, dict[str, object]]] = Factory(list)
 
     def open(self) -> None:
@@ -49,7 +46,7 @@ class FakeRay:
         self.asked.append((command.__name__, given))
         done: Deferred[object] = Deferred()
         if not self.hung:
-            done.callback({"nodes": self.nodes, "names": ["a#5.1", "b#4.9"], "why": self.full})
+            done.callback({"nodes": self.nodes, "names": ["a#5.1", "b#4.9"]})
         return done
 
 
@@ -202,14 +199,6 @@ class HostManagerTests(SynchronousTestCase):
         world.clock.advance(31.0)
         world.manager.drain("nas", False)
         self.assertEqual(world.published[-1]["nas"].missing, STATE.missing)
-
-    def test_memory_that_is_not_reserved_is_missing_only_if_ray_was_not_started_a_moment_ago(self) -> None:
-        world = self.scene().joined()
-        world.ray.full = "not reserved"
-        reserve = lambda: Deferred.fromCoroutine(world.manager.reserve("a#5.1", "nas", {"gpu0_mib": 5}))
-        self.failureResultOf(reserve(), RayAway)
-        world.clock.advance(30.0)
-        self.assertEqual(self.successResultOf(reserve()), "not reserved")
 
     def test_host_that_leaves_is_drained(self) -> None:
         world = self.scene().joined()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ProcessDone
 from twisted.internet.task import Clock
 from twisted.protocols.amp import AmpBox
@@ -40,7 +40,9 @@ class FakeProcesses:
         self.started[-1].processEnded(Failure(ProcessDone(0)))
 
     def answer(self, number: int) -> None:
-        box = AmpBox(_answer=b"%x" % number, nodes=protocol.Document().toString([]))
+        self.send(AmpBox(_answer=b"%x" % number, nodes=protocol.Document().toString([])))
+
+    def send(self, box: AmpBox) -> None:
         self.started[-1].childDataReceived(1, box.serialize())
 
 
@@ -87,6 +89,20 @@ class RayClientTests(SynchronousTestCase):
         self.assertTrue(self.ray.connected)
         self.processes.answer(2)
         self.assertEqual(self.ray.problem, "")
+
+    def test_memory_that_is_not_reserved_is_missing_only_if_ray_was_not_started_a_moment_ago(self) -> None:
+        self.processes.answer(1)
+        reserve = lambda: Deferred.fromCoroutine(self.ray.reserve("a#5.1", "nas", {"gpu0_mib": 5}))
+        reserving = reserve()
+        self.processes.send(AmpBox(_answer=b"2", reserved=b"False", why=b"full"))
+        self.failureResultOf(reserving, RayAway)
+        self.clock.advance(30.0)
+        reserving = reserve()
+        self.processes.send(AmpBox(_answer=b"3", reserved=b"False", why=b"full"))
+        self.assertEqual(self.successResultOf(reserving), "full")
+        reserving = reserve()
+        self.processes.send(AmpBox(_error=b"4", _error_code=b"RAY", _error_description=b"timeout"))
+        self.failureResultOf(reserving, RayAway)
 
     def test_call_without_an_answer_says_so(self) -> None:
         calling = self.ray.call(protocol.Release, name="a#5.1", limit=3.0)
