@@ -10,10 +10,11 @@ import time
 
 from twisted.trial.unittest import TestCase
 
-from tests.hosts.cluster import ENGINE, START, UNSEEN, Cluster, below, command_of, kill
+from tests.hosts.cluster import ENGINE, START, UNSEEN, Cluster, below, command_of, kill, slowed
 from tests.live.product import alive, wait_for, wait_for_serving, within
 
-NOTICED, REFUSED, ANSWERED = 2.0, 2.0, 5.0  # seconds, as promised
+# Seconds, as promised. On two cores it takes 1.3, 0.9 and 1.6; a host that is only silent is noticed after `unseen`.
+NOTICED, REFUSED, ANSWERED = 2.0, 2.0, 5.0
 GRACE = UNSEEN  # seconds, of a front that leaves its models only so long
 
 MODELS = f"""
@@ -86,12 +87,13 @@ class HostsTests(TestCase):
         waiting = cluster.stream("stream")  # the engine serves one request at a time: it gets no byte
         wait_for_serving(cluster.product, "stream", 2)
         engine = cluster.engines("--one-slot")
+        noticed, answered = slowed(NOTICED), slowed(ANSWERED)
         began = time.monotonic()
         kill(cluster.node("beta", b"raylet/raylet"))
-        wait_for(lambda: "beta" not in cluster.online(), NOTICED, "the notice")
-        self.assertTrue(cut.ended.wait(NOTICED), "the stream has no end")
-        wait_for(lambda: waiting.data or waiting.ended.is_set(), ANSWERED, "an answer elsewhere")
-        self.assertLess(time.monotonic() - began, ANSWERED)
+        wait_for(lambda: "beta" not in cluster.online(), noticed, "the notice")
+        self.assertTrue(cut.ended.wait(noticed), "the stream has no end")
+        wait_for(lambda: waiting.data or waiting.ended.is_set(), answered, "an answer elsewhere")
+        self.assertLess(time.monotonic() - began, answered)
         self.assertEqual((waiting.status, waiting.error), (200, None))
         self.assertEqual(cluster.host_of("stream"), "alpha")
         self.assertTrue(cut.error is not None or b"error" in cut.data, "the stream ended as if it were complete")
@@ -100,7 +102,7 @@ class HostsTests(TestCase):
 
     def test_e_wrong_token_is_refused_at_once(self):
         cluster = self.scene()
-        for took in within(REFUSED):
+        for took in within(slowed(REFUSED)):
             began = time.monotonic()
             status, text = cluster.command(
                 "hosts", "join", f"127.0.0.1:{cluster.ports + 1}", "--name", "delta", "--token", "wrong" * 8,
@@ -212,12 +214,13 @@ class HostsTests(TestCase):
         _, first = cluster.chat("single")
         self.assertEqual(cluster.host_of("single"), "beta")
         cut = cluster.node("beta", b"raylet", b"ray::", b"llamaswap\0agent")
+        answered = slowed(ANSWERED)
         began = time.monotonic()
         kill(cut, signal.SIGSTOP)
         try:
             wait_for(lambda: "beta" not in cluster.online(), 10, "the notice")
             status, second = cluster.chat("single")
-            self.assertLess(time.monotonic() - began, ANSWERED)
+            self.assertLess(time.monotonic() - began, answered)
             self.assertEqual((status, cluster.host_of("single")), (200, "alpha"))
             self.assertEqual(set(cluster.engines("--name single")), {first, second})
         finally:
