@@ -19,9 +19,9 @@ class Charts(harness.MockCase):
         return page
 
     def test_figures_have_a_value_and_a_course_and_lead_to_their_requests(self) -> None:
-        for width, theme in ((1440, "dark"), (1280, "light"), (390, "dark")):
-            page = self.overview(width, theme=theme, bypass_csp=True)
-            figures = page.locator(".figures li")
+        page = self.overview(bypass_csp=True)
+        figures = page.locator(".figures li")
+        for _ in self.appearances(page):
             figures.nth(3).wait_for()
             texts = [text.replace("\n", " ") for text in figures.all_inner_texts()]
             for text, pattern in zip(
@@ -35,6 +35,7 @@ class Charts(harness.MockCase):
             self.accessible(page)
             figures.nth(3).get_by_role("link").click()
             page.wait_for_url(re.compile(r"/ui/requests\?status=error"))
+            page.go_back()
 
     def test_figures_follow_the_range_and_fold_if_it_is_empty(self) -> None:
         page = self.overview()
@@ -129,9 +130,9 @@ class Phases(harness.MockCase):
         self.assertLessEqual(box.evaluate("box => box.scrollWidth - box.clientWidth"), 0)
 
     def test_slow_request_says_why_in_its_waterfall(self) -> None:
-        for width, theme in ((1440, "dark"), (390, "light")):
-            page = self.page("requests?open=420", width=width, theme=theme, bypass_csp=True)
-            self.live(page)
+        page = self.page("requests?open=420", bypass_csp=True)
+        self.live(page)
+        for _ in self.appearances(page):
             waterfall = page.locator("section", has_text="Where the time went").locator("table.waterfall")
             waterfall.locator("tbody th").nth(3).wait_for()
             names = waterfall.locator("tbody th").all_inner_texts()
@@ -163,9 +164,9 @@ class ModelFacts(harness.MockCase):
     """What tells models apart, and how one is found among many."""
 
     def test_table_of_models_has_context_quantisation_file_load_time_and_group(self) -> None:
-        for width, theme in ((1440, "light"), (1280, "dark"), (390, "light")):
-            page = self.page("models", width=width, theme=theme, bypass_csp=True)
-            self.live(page)
+        page = self.page("models", bypass_csp=True)
+        self.live(page)
+        for width, _ in self.appearances(page):
             row = page.locator("tr[data-model='gpt-oss-120b']")
             row.get_by_text("MXFP4").wait_for()
             shown = row.inner_text()
@@ -173,8 +174,7 @@ class ModelFacts(harness.MockCase):
             self.assertEqual("59.0 GiB" in shown, width > 1100)
             self.assertEqual("22 s" in shown, width > 1100)
             self.assertEqual("big" in shown.splitlines() or "\tbig\t" in shown, width == 1440)
-            over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            self.assertLessEqual(over, 0)
+            self.fits(page)
             self.accessible(page)
 
     def test_model_that_is_kept_loaded_is_marked_with_the_pin(self) -> None:

@@ -306,13 +306,14 @@ class MockDefects(harness.MockCase):
         page.locator(".loaded", has_text="gpt-oss-120b").wait_for()
 
     def test_discovered_models_are_put_into_the_configuration(self) -> None:
-        context, held = self.context(), []
-        context.route("**/api/config", lambda route: held.append(route))
+        context, held, released = self.context(), [], []
+        context.route("**/api/config", lambda route: route.continue_() if released else held.append(route))
         page = self.page("config?find=1", context)
         harness.until(lambda: page.wait_for_timeout(20) or held)
         self.assertEqual(page.locator("dialog").count(), 0, "what is inserted now would be lost")
-        context.unroute("**/api/config")
-        held[0].continue_()
+        released.append(True)
+        for route in held:
+            route.continue_()
         page.locator("dialog").get_by_role("button", name="Insert qwen3-8b").click()
         page.locator(".cm-content", has_text="qwen3-8b-Q4_K_M.gguf").wait_for()
         page.get_by_role("button", name="Find models").click()
@@ -571,19 +572,18 @@ class MockDefects(harness.MockCase):
         self.world.add_model(name)
         # Nothing is loaded, and by its name it comes first: the overview offers it as a button.
         self.world.states = dict.fromkeys(self.world.states, "stopped")
-        context = self.context(width=390)
+        page = self.page(width=390)
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         for tab in ("chat", "complete", "images", "speech", "transcription", "rerank", "embeddings"):
-            page = self.page(f"playground?tab={tab}", context)
+            self.turn(page, f"playground?tab={tab}")
+            page.locator(f"nav a[href$='tab={tab}'][aria-current]").wait_for()
             page.get_by_label("model").first.select_option(name)
             self.assertLessEqual(page.evaluate(wide), 0, tab)
-            page.close()
         for where in ("", "logs", "models", "requests"):
-            page = self.page(where, context)
+            self.turn(page, where)
             page.locator("main").get_by_text(name).first.wait_for(state="attached")
             self.assertLessEqual(page.evaluate(wide), 0, where)
-            page.close()
-        page = self.page("requests?open=420", context)
+        self.turn(page, "requests?open=420")
         page.locator("dialog").get_by_role("button", name="Raw", exact=True).click()
         page.locator("dialog").get_by_role("button", name="Raw", exact=True).last.click()
         page.locator("dialog pre.code").first.wait_for()

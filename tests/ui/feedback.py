@@ -177,7 +177,7 @@ class MockFeedback(harness.MockCase):
                     over = toast.bounding_box()
                     beside = over["x"] >= box["x"] + box["width"] or over["y"] >= box["y"] + box["height"]
                     self.assertTrue(beside or over["y"] + over["height"] <= box["y"], (width, box, over))
-            page.evaluate("history.pushState(null, '', 'playground'); dispatchEvent(new PopStateEvent('popstate'))")
+            self.turn(page, "playground")
             box, over = page.locator(".composer").bounding_box(), toast.bounding_box()
             apart = over["x"] + over["width"] <= box["x"] or over["y"] + over["height"] <= box["y"]
             self.assertTrue(apart, (width, box, over))

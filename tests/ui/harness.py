@@ -315,6 +315,11 @@ class BrowserCase(unittest.TestCase):
                 page.evaluate(PAINTED)
                 yield width, theme
 
+    def turn(self, page: Any, where: str) -> None:
+        """Show another page of the interface without loading the document again."""
+        step = "url => { history.pushState(null, '', url); dispatchEvent(new PopStateEvent('popstate')); }"
+        page.evaluate(step, f"{self.url}/ui/{where}")
+
     def accessible(self, page: Any) -> None:
         """Fail if axe finds something; without axe nothing is judged."""
         if AXE.exists():

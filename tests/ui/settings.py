@@ -116,6 +116,9 @@ class Settings(harness.MockCase):
         page = self.settings()
         page.locator(".facts", has_text="0.2.0").wait_for()
         page.get_by_role("link", name="Reference of the API").wait_for()
+        page.get_by_text("The manual is in the folder docs of the source").wait_for()
+        page.keyboard.press("?")
+        page.get_by_role("heading", name="Keyboard").wait_for()
 
 
 if __name__ == "__main__":

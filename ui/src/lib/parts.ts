@@ -13,8 +13,5 @@ export async function whyMissing(): Promise<string> {
 
 /** Uses a part once it is there; if it cannot be fetched, says so and offers to reload the page. */
 export function part<T>(load: Promise<T>, use: (part: T) => void, failed?: () => void): void {
-  load.then(use, async () => {
-    failed?.();
-    toast("error", await whyMissing(), { label: "Reload", run: () => location.reload() });
-  });
+  load.then(use, () => (failed?.(), whyMissing().then((why) => toast("error", why, { label: "Reload", run: () => location.reload() }))));
 }

@@ -116,6 +116,7 @@ export function Settings() {
               ["Offers", on.join(", ")],
             ]}
           />
+          <p class="muted pad0">The manual is in the folder <code>docs</code> of the source. <code>llamaswap help</code> explains the commands, <kbd>?</kbd> the keys of this page, and the editor each setting as you type it.</p>
           <p class="row wrap pad0">
             <a href={`${prefix}api/openapi.json`} target="_blank" rel="noopener noreferrer">Reference of the API (OpenAPI)</a>
             <a href={`${root}third-party-licences.txt`} target="_blank" rel="noopener noreferrer">Third-party licences</a>
