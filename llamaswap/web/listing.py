@@ -87,17 +87,18 @@ class ListingEndpoints:
                 return json_answer(found, headers=_echoed_origin(call))
         raise HttpError(404, f"model {name!r} not found", "model_not_found")
 
-    def visible(self, call: AdminRequest, *, unlisted: bool = False) -> Iterator[ModelRecord]:
-        """The names that the client may use; with `unlisted` also those that are not listed."""
-        records = self._records(int(self.now()), call.access, unlisted=unlisted)
+    def visible(self, call: AdminRequest, *, unlisted: bool = False, aliases: bool = False) -> Iterator[ModelRecord]:
+        """The names that the client may use; with `unlisted` also those that are not listed, with `aliases` also those
+        of listed models."""
+        records = self._records(int(self.now()), call.access, unlisted=unlisted, aliases=aliases)
         return (record for record in records if _may_use(call, record))
 
-    def _records(self, created: int, access: KeyAccess, *, unlisted: bool = False) -> Iterator[ModelRecord]:
+    def _records(self, created: int, access: KeyAccess, *, unlisted: bool, aliases: bool) -> Iterator[ModelRecord]:
         config = self.router.config
+        aliases = aliases or unlisted or config.include_aliases_in_list
         failing = {failure.model: failure.count for failure, _ in self.router.failing()}
         for model in config.models.values():
             if unlisted or not model.unlisted:
-                aliases = unlisted or config.include_aliases_in_list
                 yield from self._local(model, created, failing.get(model.id, 0), with_aliases=aliases)
         for peer in config.peers.values():
             health = self.peers.health(peer.id).state

@@ -133,7 +133,8 @@ class OllamaEndpoints:
 
     @route("GET", "/api/tags", cross_origin=True, scope="any", answer=TagList)
     def tags(self, call: AdminRequest) -> Response:
-        """Every name that a request may use now, as Ollama lists its models."""
+        """Every name that a request may use now, as Ollama lists its models. Its copies and created models are aliases
+        here, so these are listed too."""
         self._enabled()
         sizes = self._needs()
         entries = [
@@ -145,7 +146,7 @@ class OllamaEndpoints:
                 self._digest(record.id),
                 self._details(record.id),
             )
-            for record in sorted(self.listing.visible(call), key=lambda record: record.id)
+            for record in sorted(self.listing.visible(call, aliases=True), key=lambda record: record.id)
         ]
         return json_answer({"models": [_all_members(entry) for entry in entries]})
 

@@ -38,12 +38,22 @@ class TagTests(TestCase):
     def test_every_listed_name_is_a_model(self):
         found = World().ask("/api/tags").json["models"]
         listed = World().ask("/v1/models").json["data"]
-        self.assertEqual([one["model"] for one in found], sorted(one["id"] for one in listed))
+        names = [*(one["id"] for one in listed), "al", "beta:hot"]  # its copies are aliases
+        self.assertEqual([one["model"] for one in found], sorted(names))
         self.assertEqual([one["name"] for one in found], [one["model"] for one in found])
         for one in found:
             self.assertEqual(len(one["digest"]), 64)
             datetime.fromisoformat(one["modified_at"])
             self.assertIsInstance(one["details"]["families"], list)
+
+    def test_a_copied_name_is_listed_as_ollama_lists_it(self):
+        """`ollama cp` succeeded, and `ollama list` did not show the copy."""
+        copied = evolve(QWEN, aliases=("qwen-copy",))
+        config = example_config(models={QWEN.id: copied}, selectors={}, profiles={}, peers={})
+        world = World(example_router(config))
+        names = [one["name"] for one in world.ask("/api/tags").json["models"]]
+        self.assertEqual(names, sorted([QWEN.id, "qwen-copy"]))
+        self.assertEqual([one["id"] for one in world.ask("/v1/models").json["data"]], [QWEN.id])
 
     def test_sizes_and_details_are_told_as_far_as_they_are_known(self):
         config = example_config(models={QWEN.id: QWEN}, selectors={}, profiles={})
