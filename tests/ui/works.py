@@ -35,6 +35,11 @@ class Works(harness.RealCase):
             page.locator("tr[data-model=broken]").get_by_role("button", name="Load", exact=True).click()
         page.goto(f"{self.url}/ui/")
         page.locator(".notice", has_text="Load failed: broken").wait_for()
+        with self.assertRaises(OSError):
+            harness.say(self.url, "broken")
+        page.goto(f"{self.url}/ui/requests?model=broken")
+        page.locator(".errmsg").first.wait_for()
+        self.assertRegex(page.locator(".errmsg").first.inner_text(), "^upstream command exited")
         page.goto(f"{self.url}/ui/model?id=broken")
         page.locator(".problem", has_text="exit").first.wait_for()
         page.locator(".log, .tailbox").get_by_text("error: no such file").first.wait_for()

@@ -2,7 +2,7 @@
 import { signal, useSignal } from "@preact/signals";
 import { ApiError, get, maybe } from "./api";
 import { DiffView } from "./diffview";
-import { clockTime, count, duration, rate, time } from "./format";
+import { clockTime, count, duration, plainError, rate, time } from "./format";
 import { Icon } from "./icons";
 import { Answer, type Turn, requestTurns, responseAnswer } from "./convo";
 import { PHASE_WORDS, mostOf, phasesOf, usualPhases } from "./phases";
@@ -269,7 +269,7 @@ export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?:
       {!row && (fetched.loading ? <Spinner /> : <p class="muted">The server no longer has this request.</p>)}
       {row && (
         <>
-          {row.error_msg && <Problem text={row.error_msg} />}
+          {row.error_msg && <Problem text={plainError(row.error_msg)} />}
           <Facts
             items={[
               ["Model", <a href={href("model", { id: row.model })}>{row.model}</a>],

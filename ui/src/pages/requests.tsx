@@ -2,7 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { ApiError, errorText, get, request, url } from "../lib/api";
-import { ago, clockTime, count, duration, plural, rate, short, time } from "../lib/format";
+import { ago, clockTime, count, duration, plainError, plural, rate, short, time } from "../lib/format";
 import { Histogram } from "../lib/histogram";
 import { Icon } from "../lib/icons";
 import { memo } from "../lib/memo";
@@ -102,7 +102,7 @@ const Row = memo(function Row({ row, columns, open }: { row: ActivityRow; column
         const text = column.cell(row);
         const inner =
           column.id === "status" ? (
-            <><StatusCode code={row.resp_status_code} /> {row.error_msg && <span class="errmsg">{row.error_msg}</span>}</>
+            <><StatusCode code={row.resp_status_code} /> {row.error_msg && <span class="errmsg">{plainError(row.error_msg)}</span>}</>
           ) : column.id === "model" ? (
             <a href={href("model", { id: row.model })} onClick={(event) => event.stopPropagation()}>{text}</a>
           ) : column.id === "phases" ? (
