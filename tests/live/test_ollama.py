@@ -27,6 +27,7 @@ except ImportError:
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 HELLO = [{"role": "user", "content": "hello"}]
+NAMES = ["chatty", "talker"]  # that are listed: an alias and its model
 
 
 def weather(city: str) -> str:
@@ -105,7 +106,7 @@ class PythonClientTests(SynchronousTestCase):
         self.assertEqual(self.client.embeddings("talker", "abc").embedding, [3.0, 0.5])
 
     def test_models_are_listed_shown_and_loaded(self):
-        self.assertEqual([model.model for model in self.client.list().models], ["talker"])
+        self.assertEqual([model.model for model in self.client.list().models], NAMES)
         shown = self.client.show("talker")
         self.assertEqual(shown.modelinfo["talker.context_length"], 2048)
         self.client.generate("talker", keep_alive=-1)
@@ -193,7 +194,7 @@ class ChangeTests(SynchronousTestCase):
         self.assertIn(name, self.names())
         self.assertEqual(len(list(self.home.rglob("*.gguf"))), 1)
         self.client.delete(name)
-        self.assertEqual((self.names(), list(self.home.rglob("*.gguf"))), (["talker"], []))
+        self.assertEqual((self.names(), list(self.home.rglob("*.gguf"))), (NAMES, []))
         self.assertEqual([path for path in self.home.rglob("blobs/*") if path.stat().st_size == len(CONTENT)], [])
 
     def test_repository_that_is_missing_is_an_error(self):
@@ -204,6 +205,7 @@ class ChangeTests(SynchronousTestCase):
     def test_copy_create_and_delete_change_the_names(self):
         self.client.copy("talker", "friend")
         self.client.create("calm", from_="talker", parameters={"temperature": 0.1}, system="Stay calm.")
+        self.assertEqual(self.names(), sorted([*NAMES, "calm", "friend"]))
         for name, told in (("friend", ""), ("calm", "Stay calm.")):
             self.assertEqual(self.client.generate(name, "hi").response, f"0 images, text {told}")
             self.client.delete(name)
@@ -260,7 +262,7 @@ class JavaScriptClientTests(SynchronousTestCase):
         for line in ran.stdout.splitlines():
             found.update(json.loads(line))
         self.assertEqual(ran.returncode, 0, ran.stderr.decode())
-        self.assertEqual(found["models"], ["talker"])
+        self.assertEqual(found["models"], NAMES)
         self.assertEqual(found["streamed"], ["0 images, text ", "hm", True, 4])
         self.assertEqual((found["tools"], found["generated"]), ({"city": "Ulm"}, "0 images, text "))
         self.assertEqual(found["embedded"], [[1.0, 0.5], [3.0, 0.5]])

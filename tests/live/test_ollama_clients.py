@@ -11,7 +11,7 @@ from base64 import b64encode
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.live.product import Product
-from tests.live.test_ollama import PNG, config, free_port
+from tests.live.test_ollama import NAMES, PNG, config, free_port
 
 try:
     import ollama
@@ -64,7 +64,7 @@ class CopilotTests(RecordedTestCase):
             shown = json.loads(self.ask("/api/show", {"model": listed["model"]}))
             info = shown["model_info"]
             self.assertEqual(info[f"{info['general.architecture']}.context_length"], 2048)
-            self.assertEqual(info["general.basename"], "talker")
+            self.assertEqual(info["general.basename"], listed["model"])
             self.assertIn("tools", shown["capabilities"])
             self.assertIsInstance(shown["details"]["family"], str)
         body = {
@@ -93,7 +93,7 @@ class ContinueTests(RecordedTestCase):
     def test_continue_lists_chats_calls_tools_and_embeds(self):
         for address in self.addresses:
             self.product.url = address
-            self.assertEqual([model["name"] for model in json.loads(self.ask("/api/tags"))["models"]], ["talker"])
+            self.assertEqual([model["name"] for model in json.loads(self.ask("/api/tags"))["models"]], NAMES)
             shown = json.loads(self.ask("/api/show", {"name": "talker"}))
             lines = [re.match(r'^(\S+)\s+((?:".*")|\S+)$', line) for line in shown["parameters"].split("\n")]
             self.assertEqual([line.groups() for line in lines], [("num_ctx", "2048")])
@@ -174,7 +174,7 @@ class HomeAssistantTests(RecordedTestCase):
     async def converse(self, address):
         client = ollama.AsyncClient(host=address, headers={"Authorization": "Bearer any"})
         models = {model["model"] for model in (await client.list()).get("models", [])}
-        self.assertEqual(models, {"talker"})
+        self.assertEqual(models, set(NAMES))
         messages = [ollama.Message(**message) for message in HELLO]
         schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": []}
         for tools, form, keep_alive in ((None, schema, -1), ([WEATHER], None, "300s")):
