@@ -93,7 +93,8 @@ class JoinTests(SynchronousTestCase):
             self.assertNotIn("RAY_AUTH_TOKEN_PATH", run.call_args.kwargs["env"])
             self.assertEqual((state / "token").read_text(), kept)
         file.write_bytes(b"\xff" * 20)
-        self.assertIn("not a token", invoke([*words, "--token-file", str(file)]).output)
+        with mock.patch("llamaswap.cli.hosts.require_ray"):
+            self.assertIn("not a token", invoke([*words, "--token-file", str(file)]).output)
 
     def test_token_is_not_among_the_words_that_other_users_can_read(self) -> None:
         for given in (["--token", "secret"], ["--token=secret"]):
