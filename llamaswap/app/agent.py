@@ -82,6 +82,7 @@ class Agent:
     """Serves the front's requests on the parts of a service."""
 
     parts: ServiceParts
+    name: str
     token: bytes = field(repr=False)
     incarnation: str = field(factory=lambda: uuid.uuid4().hex)
     front: int = field(default=0, init=False)
@@ -150,6 +151,9 @@ class Agent:
             document = json.loads(body) if body.strip() else {}
             if head.method == b"GET" and words == ["state"]:
                 given = dict(part.partition("=")[::2] for part in head.query.decode("latin-1").split("&"))
+                if unquote(given.get("host", self.name)) != self.name:
+                    # Two hosts at one address are one: its memory must not count twice.
+                    raise Refused(421, f"the agent of {self.name} listens at its address")
                 wait = min(float(given.get("wait", 0)), LONGEST_WAIT)
                 return await self._state(int(given.get("after", 0)), int(given["front"]), float(given["grace"]), wait)
             if head.method == b"POST" and words == ["leave"]:

@@ -87,7 +87,7 @@ class WebParts:
         if parts.context.settings.agent:
             from llamaswap.app.agent import Agent, agent_token  # here, because one host needs nothing of it
 
-            self.agent = Agent(parts, agent_token(parts.context.environ).encode())
+            self.agent = Agent(parts, parts.context.settings.agent, agent_token(parts.context.environ).encode())
             routes, handler = lambda head: True, self.agent.serve
 
         self.factory = ProxyServerFactory(

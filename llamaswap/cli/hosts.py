@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ CHECK_LIMIT = 15.0  # seconds for the check of the token; a wrong one is known a
 WORKER_PORTS = range(10_002, 20_000)
 END_LIMIT = 20.0  # seconds in which a node ends
 DRAIN_LIMIT = 30.0  # seconds that requests get when the host leaves
+PORT_LIMIT = 3.0  # seconds that the port of the agent may still be in use
 MAX_TOKEN = 1024  # characters of a file that are read
 RESERVED_MIB = 1024  # of RAM, for the system
 
@@ -179,6 +181,7 @@ def join(
     given = _labels(labels)
     folder = _folder(state)
     environ = environment(os.environ, folder)
+    _require_port(address, port)
     token = _token(token, token_file, folder)
     _check(head, environ, token)
     folder.keep_token(token)
@@ -190,6 +193,21 @@ def join(
     context.note(f"{name} joins {head}; llamaswap hosts leave, or Ctrl-C, ends it")
     words = node_words(head, address, name, port, given, _resources(ram))
     run_node(context, words, environ, head, Leaving(address, port, token, drain_timeout, context))
+
+
+def _require_port(address: str, port: int) -> None:
+    """Raise an error if the agent could not listen there. An agent that has just been killed may still do for a bit."""
+    until = time.monotonic() + PORT_LIMIT
+    while True:
+        try:
+            with socket.create_server((address, port)):
+                return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= until:
+                raise click.ClickException(
+                    f"the agent cannot listen on {address}:{port}: {error.strerror}; --address and --port choose others"
+                ) from None
+        time.sleep(0.1)
 
 
 def _token(given: str | None, file: TextIO | None, folder: ClusterFolder) -> str:

@@ -42,10 +42,11 @@ async def tell_agent(
     except Exception as error:
         raise HostAway(f"{host} does not answer: {error}") from None
     if response.status != 200:
-        raise HostRefused(model, host, _message(response))
+        raise HostRefused(model, host, refusal(response))
 
 
-def _message(response: HttpResponse) -> str:
+def refusal(response: HttpResponse) -> str:
+    """Why an agent refuses a request."""
     try:
         return str(json.loads(response.body)["error"])[:MAX_TEXT]
     except (ValueError, KeyError, TypeError):

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.cluster import driver_protocol as protocol
-from llamaswap.cluster.agent_client import CALL_LIMIT, Ask, HostAway, tell_agent
+from llamaswap.cluster.agent_client import CALL_LIMIT, Ask, HostAway, refusal, tell_agent
 from llamaswap.cluster.agent_protocol import EngineState, Malformed, needs_document, state_of
 from llamaswap.cluster.known_host import KnownHost
 from llamaswap.cluster.ray_client import RayAway, RayClient
@@ -30,13 +30,13 @@ from llamaswap.config.schema.hosts import HOST_NAME, Hosts
 from llamaswap.config.steps import StepRequest
 from llamaswap.discover.missing import NeededFiles
 from llamaswap.http_client import HttpResponse
-from llamaswap.scheduling.hosts import HostFacts
+from llamaswap.scheduling.hosts import FailedStart, HostFacts
 from llamaswap.scheduling.memory import Device, MemoryNeed
 
 LIST_INTERVAL = 1.0  # seconds between two lists of Ray's nodes
 RECONCILE_INTERVAL = 30.0  # seconds between two lists of its reservations
 RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
-MISSING_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
+FAILED_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
 MAX_HOSTS = 1000
 AWAIT_LIMIT = 3.0  # seconds after the start for hosts that an earlier program knew: what they run must not start twice
 FORGET_AFTER = 86400.0  # seconds that a host is kept that is away, such as a pod whose name does not come back
@@ -217,6 +217,7 @@ class HostManager:
         unseen, now = self.settings().unseen, self.clock.seconds()
         number = host.state.number if host.state is not None and host.online else 0
         path = f"/state?after={number}&front={self.front}&grace={self.settings().grace}&wait={unseen / 3}"
+        path += f"&host={quote(host.name, safe='')}"
         limit = max(0.5, unseen - (now - host.seen)) if host.online and host.seen is not None else min(5.0, unseen)
         host.asking = asking = self.ask(host.endpoint, path, limit, {})
         asking.addCallbacks(self._answered, self._silent, callbackArgs=(host,), errbackArgs=(host,))
@@ -241,7 +242,7 @@ class HostManager:
             self._again(host, RETRY_DELAY)
             return
         if host.state is not None and host.state.incarnation != state.incarnation:
-            host.missing.clear()
+            host.failed = {}
             host.needs_told = False
         if host.alive is False and self.ray.connected:
             # It was lost a moment ago, and its agent ends with its node: it must not come back for that long.
@@ -278,6 +279,8 @@ class HostManager:
         reason = f"its agent answered with status {response.status}"
         if response.status == 401:
             reason = "its agent has another token; join it again with the token of this machine"
+        elif response.status == 421:
+            reason = f"{refusal(response)}; join one of the two with another --port"
         elif response.status == 409:
             reason = "a newer front uses it"
             if not self.superseded:
@@ -339,7 +342,7 @@ class HostManager:
         """The configuration has changed."""
         for host in self.hosts.values():
             host.declared, host.needs_told = None, False
-            host.missing.clear()
+            host.failed = {}
             if host.online:
                 self._tell_needs(host)
         self._publish()
@@ -381,7 +384,7 @@ class HostManager:
         """A host cannot start a model: it is not a candidate for a while, so that the next decision is another one."""
         host = self.hosts.get(name)
         if host is not None:
-            host.missing[model] = (f"what it needs: {why}", self.clock.seconds() + MISSING_FOR)
+            host.failed = {**host.failed, model: FailedStart(why, self.clock.seconds() + FAILED_FOR)}
             self._publish()
 
     async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from llamaswap.cluster.agent_protocol import HostState
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.http_client import HttpResponse
-from llamaswap.scheduling.hosts import HostFacts
+from llamaswap.scheduling.hosts import FailedStart, HostFacts
 from llamaswap.scheduling.memory import Device, MemoryNeed
 
 
@@ -30,7 +30,7 @@ class KnownHost:
     known_since: float = 0.0
     problem: str = "it has not answered yet"
     state: HostState | None = None
-    missing: dict[str, tuple[str, float]] = field(factory=dict)
+    failed: dict[str, FailedStart] = field(factory=dict)
     asking: Deferred[HttpResponse] | None = None
     timer: IDelayedCall | None = None
     ensured: bool = False
@@ -42,10 +42,14 @@ class KnownHost:
         self, now: float, drained: bool, needs: Callable[[Mapping[str, Device]], Mapping[str, MemoryNeed]]
     ) -> HostFacts:
         """What the scheduler is to know of it. `needs` are those that the configuration has for such devices."""
-        self.missing = {model: one for model, one in self.missing.items() if one[1] > now}
-        tried = {model: one[0] for model, one in self.missing.items()}
+        self.failed = {model: one for model, one in self.failed.items() if one.until > now}
         facts = HostFacts(
-            self.name, labels=self.labels, online=self.online, drained=drained, awaited=self.awaited, missing=tried
+            self.name,
+            labels=self.labels,
+            online=self.online,
+            drained=drained,
+            awaited=self.awaited,
+            failed=self.failed,
         )
         if self.state is None:
             return facts
@@ -56,6 +60,6 @@ class KnownHost:
             facts,
             ledger=evolve(self.state.ledger, needs={**self.state.ledger.needs, **self.declared[1]}),
             drained=drained or self.state.leaving,
-            missing={**self.state.missing, **tried},
+            missing=self.state.missing,
             cached_models=self.state.cached,
         )

@@ -9,6 +9,7 @@ agent there.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -301,6 +302,8 @@ def answer(output: int) -> None:
         def connectionLost(self, reason: Any = None) -> None:
             os._exit(0)  # at once: calls to Ray may still wait in threads
 
+    # Ray's own handler raises an exception inside the reactor, which would log it and go on.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     StandardIO(Answers(), stdin=0, stdout=output)  # type: ignore[call-arg]  # mypy reads that of Windows
     reactor.run(installSignalHandlers=False)  # type: ignore[call-arg]  # SIGTERM ends it at once
 

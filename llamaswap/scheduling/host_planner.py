@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from math import inf
+from math import ceil, inf
 from operator import ge
 
-from attrs import define
+from attrs import define, evolve
 
 from llamaswap.errors import DoesNotFit, NoHost
-from llamaswap.scheduling.hosts import MAX_NAMED, allowed_by, obstacles, shown
+from llamaswap.scheduling.hosts import MAX_NAMED, allowed_by, obstacle_on, obstacles, shown
 from llamaswap.scheduling.memory import BUSY, RAM, MemoryNeed, Placement, need_in_words, room_in_words
 from llamaswap.scheduling.memory_planner import (
     IDLE_OFFSET,
@@ -218,19 +218,46 @@ def _least_to_free(room: HostRoom, shapes: Shapes, now: float) -> float:
     return least * ROUNDING
 
 
-def without_host(state: SchedulerState, model: str) -> Decision:
+def without_host(state: SchedulerState, model: str, now: float) -> Decision:
     """What a request meets if none of the hosts may run its model now. It waits for a host that is only absent."""
     why, absent = obstacles(state.hosts, model, state.rules.models[model].place)
-    error = NoHost(model, why or "there are no hosts")
+    return _no_host(state, model, why or "there are no hosts", absent, now)
+
+
+def _no_host(state: SchedulerState, model: str, why: str, absent: bool, now: float) -> Decision:
+    """The decision for this reason, which says when a host that could not start the model is tried again."""
+    allowed = allowed_by(state.hosts, state.rules.models[model].place)
+    failed = [state.hosts[name].failed[model].until for name in allowed if _failed_on(state, model, name)]
+    error = NoHost(model, why)
+    if failed and not absent:
+        pause = max(1, ceil(min(failed) - now))
+        error = NoHost(model, f"{why}; it is tried there again in {pause} s", pause)
     return Decision(model, "queue" if absent else "refuse", reason=str(error), error=error)
 
 
-def without_room_on_any(state: SchedulerState, model: str, fits: Sequence[Fit]) -> Decision | None:
+def _failed_on(state: SchedulerState, model: str, host: str) -> bool:
+    return host in state.hosts and model in state.hosts[host].failed
+
+
+def _held_back(state: SchedulerState, model: str, fits: Sequence[Fit], now: float) -> bool:
+    """Whether a host would have room that must not be used now: it could not start the model a moment ago, is drained,
+    or lacks a file. The last two only matter if the model fits no other host."""
+    place = state.rules.models[model].place
+    too_large = fits[0].placement.obstacle == "never"
+    for name in allowed_by(state.hosts, place):
+        if (too_large or _failed_on(state, model, name)) and name in state.hosts:
+            facts = evolve(state.hosts[name], drained=False, missing={}, failed={})
+            usable = obstacle_on(state.hosts[name], model, place) and not obstacle_on(facts, model, place)
+            if usable and priced(state, model, fit_on(state, model, name, now), now).placement.obstacle != "never":
+                return True
+    return False
+
+
+def without_room_on_any(state: SchedulerState, model: str, fits: Sequence[Fit], now: float) -> Decision | None:
     """What a request meets if no host has room for its model now; None if it meets what it would on the first one."""
     why, absent = obstacles(state.hosts, model, state.rules.models[model].place)
-    if absent:
-        error = NoHost(model, f"there is no room for it on the others, and {why}")
-        return Decision(model, "queue", reason=str(error), error=error)
+    if absent or _held_back(state, model, fits, now):
+        return _no_host(state, model, f"there is no room for it on the others, and {why}", absent, now)
     if len(fits) < 2 or fits[0].placement.obstacle != "never":
         return None
     need = known_need(state, model, fits[0].host)

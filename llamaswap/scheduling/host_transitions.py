@@ -37,7 +37,8 @@ class HostTransitions(MemoryTransitions):
         self.hosts = {"": here, **{name: hosts[name] for name in sorted(hosts) if name}}
         self.awaited = frozenset(name for name, one in self.hosts.items() if one.awaited)
         for name in vanished(before, self.hosts):
-            self._vanished[name] = now
+            if not before[name].drained or self.servers_on(name):  # one that has left in order is not missed
+                self._vanished[name] = now
             self._lose(name)
         self._count_missed(now)
         for name, facts in self.hosts.items():

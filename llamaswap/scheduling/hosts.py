@@ -17,12 +17,21 @@ MAX_NAMED = 4  # hosts in a message
 
 
 @frozen
+class FailedStart:
+    """Why a host could not start a model. It is not tried there again before `until`."""
+
+    reason: str
+    until: float
+
+
+@frozen
 class HostFacts:
     """A host. `ledger` is its memory, with what was measured and learned there; `drained`: nothing new is loaded there.
 
     `awaited`: what an earlier llamaswap left there may still run, and it has not answered yet. `cached_models` have
-    their weights in its page cache, `missing` names by model the file or program that it lacks. Of this machine the
-    scheduler has a ledger already, and it is always online, so only the other facts count.
+    their weights in its page cache, `missing` names by model the file or program that it lacks; `failed` are the models
+    that it could not start a moment ago. Of this machine the scheduler has a ledger already, and it is always online,
+    so only the other facts count.
     """
 
     name: str
@@ -33,6 +42,7 @@ class HostFacts:
     awaited: bool = False
     cached_models: frozenset[str] = frozenset()
     missing: Mapping[str, str] = Factory(dict)
+    failed: Mapping[str, FailedStart] = Factory(dict)
 
 
 def vanished(before: Mapping[str, HostFacts], now: Mapping[str, HostFacts]) -> list[str]:
@@ -55,6 +65,8 @@ def obstacle_on(facts: HostFacts, model: str, place: Place) -> str:
         return "is drained"
     if lacking := facts.missing.get(model):
         return f"lacks {lacking}"
+    if model in facts.failed:
+        return f"could not start it: {facts.failed[model].reason}"
     if place.gpus or place.vram:
         gpus = [device.total for name, device in facts.ledger.devices.items() if name != RAM]
         if len(gpus) < place.gpus:
@@ -78,7 +90,11 @@ def candidates(hosts: Mapping[str, HostFacts], model: str, place: Place) -> list
             name for name in allowed_by(hosts, place) if name in hosts and not obstacle_on(hosts[name], model, place)
         ]
     else:  # the same for any host, without a call for each of many
-        found = [name for name, one in hosts.items() if one.online and not one.drained and not one.missing.get(model)]
+        found = [
+            name
+            for name, one in hosts.items()
+            if one.online and not one.drained and not one.missing.get(model) and model not in one.failed
+        ]
     cached = [name for name in found if model in hosts[name].cached_models]
     return [*cached, *(name for name in found if name not in cached)] if cached else found
 
@@ -95,6 +111,8 @@ def obstacles(hosts: Mapping[str, HostFacts], model: str, place: Place) -> tuple
     for name in allowed:
         facts = hosts.get(name)
         absent = absent or facts is None or not facts.online
-        found.append(f"{shown(name)} {'has not joined' if facts is None else obstacle_on(facts, model, place)}")
+        why = "has not joined" if facts is None else obstacle_on(facts, model, place)
+        if why:
+            found.append(f"{shown(name)} {why}")
     more = [f"and {len(found) - MAX_NAMED} more hosts cannot run it"] if len(found) > MAX_NAMED else []
     return ", ".join(found[:MAX_NAMED] + more), absent

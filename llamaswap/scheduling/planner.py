@@ -74,12 +74,12 @@ def placement_for(
     if server is not None and server.phase is not Phase.STOPPED:
         return _beside_own_process(state, server, hosts, holders, others, now, starved)
     if not hosts:
-        return without_host(state, model)
+        return without_host(state, model, now)
     fits = best_fits(state, model, hosts, now)
     best = next(fits)
     if (
         best.cost >= TOO_SMALL
-        and (refusal := without_room_on_any(state, model, [best, *islice(fits, MAX_ALTERNATIVES)])) is not None
+        and (refusal := without_room_on_any(state, model, [best, *islice(fits, MAX_ALTERNATIVES)], now)) is not None
     ):
         return refusal
     first = load_on(state, model, best, holders, others, now, starved)

@@ -62,7 +62,7 @@ class AgentTests(SynchronousTestCase):
         context = SimpleNamespace(reactor=self.clock, bus=EventBus(self.fail))
         models = SimpleNamespace(router=self.router, pool=None, disk_thread=lambda work: succeed(work()))
         parts = SimpleNamespace(context=context, models=models, memory=memory, apply=self.apply)
-        self.agent = Agent(parts, b"sesame")
+        self.agent = Agent(parts, "nas", b"sesame")
         self.addCleanup(self.agent.close)
 
     def apply(self, config: Config, changes: ConfigDiff) -> None:
@@ -93,6 +93,12 @@ class AgentTests(SynchronousTestCase):
         for target in ("/state?front=1&grace=60", "/engine/1.1/a/v1/models", "/ui/"):
             self.assertEqual(self.ask("GET", target, token=b"other").status, 401, target)
         self.assertEqual(self.agent.front, 0)
+
+    def test_two_hosts_at_one_address_are_not_the_same_host_twice(self) -> None:
+        self.assertEqual(self.ask("GET", "/state?front=1&grace=60&host=nas").status, 200)
+        sink = self.ask("GET", "/state?front=2&grace=60&host=box")
+        self.assertEqual((sink.status, self.agent.front), (421, 1))
+        self.assertIn(b"the agent of nas", sink.body)
 
     def test_model_is_started_shown_and_stopped(self) -> None:
         self.assertEqual(self.start(1, 1).status, 200)

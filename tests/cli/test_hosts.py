@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,9 +56,35 @@ class InitTests(SynchronousTestCase):
             self.assertTrue(is_public(address), address)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 class JoinTests(SynchronousTestCase):
+    def test_port_on_which_another_agent_listens_is_refused(self) -> None:
+        """Two hosts on one machine would be one host twice."""
+        with socket.create_server(("127.0.0.1", 0)) as taken, mock.patch("llamaswap.cli.hosts.PORT_LIMIT", 0.0):
+            port = taken.getsockname()[1]
+            words = ["--address", "127.0.0.1", "--port", str(port), "--state", self.mktemp(), "--token", "t" * 20]
+            with mock.patch("llamaswap.cli.hosts.require_ray"):
+                done = invoke(["hosts", "join", "127.0.0.1", *words])
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn(f"cannot listen on 127.0.0.1:{port}", done.output)
+        self.assertIn("--port", done.output)
+
     def test_join_says_what_is_missing_or_wrong(self) -> None:
-        base = ["hosts", "join", "10.0.0.5", "--address", "10.0.0.6", "--state", self.mktemp()]
+        base = [
+            "hosts",
+            "join",
+            "10.0.0.5",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            str(free_port()),
+            "--state",
+            self.mktemp(),
+        ]
         for words, reason in (
             ([], "give the token"),
             (["--token", "short"], "not a token"),
@@ -81,7 +108,17 @@ class JoinTests(SynchronousTestCase):
         state = Path(self.mktemp())
         file = Path(self.mktemp())
         file.write_text("t" * 20 + "\n")
-        words = ["hosts", "join", "10.0.0.5", "--address", "10.0.0.6", "--state", str(state)]
+        words = [
+            "hosts",
+            "join",
+            "10.0.0.5",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            str(free_port()),
+            "--state",
+            str(state),
+        ]
         for given, status, kept in ((["--token-file", str(file)], 0, "t" * 20), (["--token", "w" * 20], 3, "t" * 20)):
             with (
                 mock.patch("llamaswap.cli.hosts.require_ray"),

@@ -22,7 +22,7 @@ from llamaswap.config.steps import StepRequest
 from llamaswap.discover.missing import NeededFiles
 from llamaswap.errors import HostRefused
 from llamaswap.http_client import HttpResponse
-from llamaswap.scheduling.hosts import HostFacts
+from llamaswap.scheduling.hosts import FailedStart, HostFacts
 from tests.cluster.test_agent_protocol import STATE
 
 
@@ -157,6 +157,15 @@ class HostManagerTests(SynchronousTestCase):
             self.assertFalse(world.online())
             self.assertIn(reason, world.manager.hosts["nas"].problem)
 
+    def test_host_at_whose_address_another_one_listens_is_offline_and_says_which(self) -> None:
+        world = self.scene().joined()
+        self.assertIn("&host=nas", world.asked[-1][0])
+        world.clock.advance(0.1)
+        world.asked[-1][1].callback(HttpResponse(421, b'{"error": "the agent of box listens at its address"}'))
+        self.assertFalse(world.online())
+        self.assertIn("the agent of box listens at its address", world.manager.hosts["nas"].problem)
+        self.assertIn("--port", world.manager.hosts["nas"].problem)
+
     def test_reservation_that_nothing_uses_is_released_after_a_while(self) -> None:
         world = self.scene().joined()
         released = lambda: [given["name"] for name, given in world.ray.asked if name == "Release"]
@@ -192,13 +201,14 @@ class HostManagerTests(SynchronousTestCase):
             self.assertFalse(later.published[-1]["nas"].awaited, how)
             self.assertFalse(later.manager.awaits_hosts)
 
-    def test_model_that_a_host_could_not_start_is_missing_there_for_a_while(self) -> None:
+    def test_model_that_a_host_could_not_start_is_not_tried_there_for_a_while(self) -> None:
         world = self.scene().joined()
         world.manager.cannot_start("nas", "a", "no such file")
-        self.assertEqual(world.published[-1]["nas"].missing, {**STATE.missing, "a": "what it needs: no such file"})
+        facts = world.published[-1]["nas"]
+        self.assertEqual((facts.missing, facts.failed), (STATE.missing, {"a": FailedStart("no such file", 31.0)}))
         world.clock.advance(31.0)
         world.manager.drain("nas", False)
-        self.assertEqual(world.published[-1]["nas"].missing, STATE.missing)
+        self.assertEqual(world.published[-1]["nas"].failed, {})
 
     def test_host_that_leaves_is_drained(self) -> None:
         world = self.scene().joined()

@@ -9,7 +9,7 @@ from llamaswap.config.schema.hosts import Place
 from llamaswap.errors import DoesNotFit, NoHost
 from llamaswap.scheduling.effects import StartSwap
 from llamaswap.scheduling.host_transitions import RETURN_WINDOW
-from llamaswap.scheduling.hosts import HostFacts
+from llamaswap.scheduling.hosts import FailedStart, HostFacts
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.state import FOREIGN_MEMORY_WAIT, ModelRules, Rules
@@ -163,6 +163,39 @@ class ChoiceTests(SynchronousTestCase):
         error = world.refused[world.request("a").number]
         self.assertIsInstance(error, DoesNotFit)
         self.assertIn("does not fit any of its hosts: here: RAM has 100 MiB | nas: RAM has 50 MiB", str(error))
+
+    def test_request_whose_only_fitting_host_failed_a_start_is_told_why_and_when_it_is_tried_again(self) -> None:
+        """Not that the model is too large, which it is for this machine alone."""
+        for places in ({}, {"a": at("nas")}):
+            world = hosts(here=10, nas=100, places=places)
+            world.change("nas", failed={"a": FailedStart("Ray has not reserved ram_mib 40", world.now + 29.5)})
+            error = world.refused[world.request("a").number]
+            self.assertIsInstance(error, NoHost)
+            self.assertEqual(error.retry_after, 30)
+            self.assertIn(
+                "nas could not start it: Ray has not reserved ram_mib 40; it is tried there again in 30 s", str(error)
+            )
+            self.assertNotIn(" here", str(error))
+            world.change("nas", failed={})
+            self.assertEqual(world.load("a").host, "nas")
+
+    def test_request_whose_only_fitting_host_is_drained_or_lacks_its_file_is_told_so(self) -> None:
+        for facts, why in (({"drained": True}, "nas is drained"), ({"missing": {"a": "/a.gguf"}}, "nas lacks /a.gguf")):
+            world = hosts(here=10, nas=100)
+            world.change("nas", **facts)
+            error = world.refused[world.request("a").number]
+            self.assertIsInstance(error, NoHost)
+            self.assertEqual(error.reason, f"there is no room for it on the others, and {why}")
+            world = hosts(here=10, nas=30)
+            world.change("nas", **facts)
+            self.assertIsInstance(world.refused[world.request("a").number], DoesNotFit)
+
+    def test_request_that_waits_for_an_absent_host_is_told_of_it_alone(self) -> None:
+        world = hosts(here=10, nas=100)
+        world.vanish("nas")
+        plan = forecast(world.scheduler, "a", world.now)
+        self.assertEqual(plan.action, "queue")
+        self.assertTrue(plan.reason.endswith("there is no room for it on the others, and nas is offline"), plan.reason)
 
     def test_need_that_was_learned_on_a_host_counts_there(self) -> None:
         world = hosts(here=50, nas=50)
@@ -323,6 +356,13 @@ class VanishTests(SynchronousTestCase):
         world = hosts(here=200, nas=50, box=50, places={"b": at("box", "here")}).run("b")
         world.vanish("nas")
         world.advance(60.0)
+        world.vanish("box")
+        self.assertEqual(world.run("b").hosts()["b"], "")
+
+    def test_model_of_a_dead_host_is_loaded_elsewhere_although_other_hosts_have_just_left_in_order(self) -> None:
+        world = hosts(here=200, nas=50, box=50, places={"b": at("box", "here")}).run("b")
+        world.change("nas", drained=True)
+        world.vanish("nas")
         world.vanish("box")
         self.assertEqual(world.run("b").hosts()["b"], "")
 
