@@ -22,7 +22,7 @@ from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.errors import Headers, HttpError, unauthorized
 from llamaswap.web.head_facts import Authenticated
 from llamaswap.web.key_access import OPEN, KeyAccess, access_of
-from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, credential, protocol_key
+from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, credential, protocol_keys
 from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, allowed_origin, is_websocket
 
 First = Callable[[bytes], "bytes | None"]
@@ -75,7 +75,7 @@ class Authenticator:
 
     def _has_key(self, name: bytes, value: bytes) -> bool:
         if name.lower() == WEBSOCKET_PROTOCOL:
-            return self._is_key(protocol_key(value))
+            return any(map(self._is_key, protocol_keys(value)))
         return self._is_key(value) or self._is_key(credential(value))
 
     def _is_key(self, text: bytes) -> bool:
@@ -100,7 +100,7 @@ def presented(first: First) -> bytes:
     that is not empty counts, valid or not.
     """
     key = credential(first(b"authorization") or b"") or first(b"x-api-key") or b""
-    return key or protocol_key(first(WEBSOCKET_PROTOCOL) or b"")
+    return key or next(protocol_keys(first(WEBSOCKET_PROTOCOL) or b""), b"")
 
 
 # -- CORS --------------------------------------------------------------------------------------------------

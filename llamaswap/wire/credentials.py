@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterator
 
 WEBSOCKET_PROTOCOL = b"sec-websocket-protocol"
 KEY_PROTOCOL = b"openai-insecure-api-key."  # begins the item with which a page sends its key
@@ -17,11 +18,10 @@ def credential(authorization: bytes) -> bytes:
     return rest if scheme.lower() == b"bearer" else b""
 
 
-def protocol_key(protocols: bytes) -> bytes:
-    """The key among the items of a Sec-WebSocket-Protocol header, empty if there is none: pages cannot send a websocket
-    with other headers."""
+def protocol_keys(protocols: bytes) -> Iterator[bytes]:
+    """The keys among the items of a Sec-WebSocket-Protocol header: pages cannot send a websocket with other headers."""
     items = (item.strip() for item in protocols.split(b","))
-    return next((item[len(KEY_PROTOCOL) :] for item in items if item.startswith(KEY_PROTOCOL)), b"")
+    return (item[len(KEY_PROTOCOL) :] for item in items if item.startswith(KEY_PROTOCOL))
 
 
 def without_protocol_key(protocols: bytes) -> bytes:

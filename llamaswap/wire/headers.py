@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 from attrs import define, field
 
-from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, credential, protocol_key, without_protocol_key
+from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, credential, protocol_keys, without_protocol_key
 from llamaswap.wire.known_response import KnownResponse
 
 Header = tuple[bytes, bytes]
@@ -172,7 +172,7 @@ def withheld(
         if (lower := name.lower()) in key_headers
         and value not in known
         and credential(value) not in known
-        and not (lower == WEBSOCKET_PROTOCOL and protocol_key(value) in known)
+        and not (lower == WEBSOCKET_PROTOCOL and all(key in known for key in protocol_keys(value)))
     )
 
 

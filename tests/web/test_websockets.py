@@ -275,11 +275,11 @@ class PageKeyTests(SynchronousTestCase):
 
     OFFERED = b"realtime, openai-insecure-api-key.%b, openai-beta.realtime-v1"
 
-    def open(self, key, target=b"/v1/realtime?model=alpha", **more):
+    def open(self, key, target=b"/v1/realtime?model=alpha", headers=(), **more):
         self.stage = Stage(states={"alpha": "ready"}, config=config(**more))
         keys = (ApiKey(Secret("sk-page"), "page"), ApiKey(Secret("sk-other"), "other", models=("beta",)))
         self.stage.inference.authenticate = Authenticator(lambda: keys)
-        return Opened(self.stage, target, (b"Sec-WebSocket-Protocol", self.OFFERED % key))
+        return Opened(self.stage, target, (b"Sec-WebSocket-Protocol", self.OFFERED % key), *headers)
 
     def sent(self):
         return self.stage.forwarding.header(b"sec-websocket-protocol")
@@ -289,6 +289,11 @@ class PageKeyTests(SynchronousTestCase):
         self.assertEqual(self.sent(), b"realtime, openai-beta.realtime-v1")
         self.assertEqual(self.stage.witness.facts.key_name, "page")
         self.assertNotIn("sk-page", str(self.stage.witness.facts.headers))
+
+    def test_no_key_of_several_is_forwarded(self):
+        for first, second in ((b"sk-page", b"sk-other"), (b"sk-wrong", b"sk-page")):
+            self.open(first + b", openai-insecure-api-key." + second, headers=((b"X-Api-Key", b"sk-page"),))
+            self.assertEqual(self.sent(), b"realtime, openai-beta.realtime-v1")
 
     def test_a_wrong_key_of_a_page_is_refused(self):
         self.assertEqual(self.open(b"sk-wrong").sink.status, 401)
