@@ -22,7 +22,18 @@ from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.head_facts import Authenticate, HeadFacts, facts_of
 from llamaswap.web.job_list import OwnJobs
-from llamaswap.web.jobs import JOB_PATHS, LONGEST_ID, Job, JobDirectory, JobFollower, JobPath, job_path, readable
+from llamaswap.web.jobs import (
+    JOB_PATHS,
+    LONGEST_ID,
+    Job,
+    JobDirectory,
+    JobFollower,
+    JobPath,
+    input_file,
+    job_path,
+    may_be_job_path,
+    readable,
+)
 from llamaswap.web.jobs import RESPONSES as RESPONSE_JOB
 from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.ollama_requests import OLLAMA_ROUTES, OllamaRequests
@@ -35,7 +46,7 @@ from llamaswap.web.responses import PATHS as KEPT_PATHS
 from llamaswap.web.target import Target
 from llamaswap.web.websockets import EARLY_TOGETHER, RESPONSES, AcceptedWebsocket, is_websocket_route, no_websocket
 from llamaswap.wire.byte_budget import ByteBudget, TakenBytes
-from llamaswap.wire.filters import FilterError
+from llamaswap.wire.filters import FilterError, is_bounded
 from llamaswap.wire.form import form_value
 from llamaswap.wire.json_body import JsonBody
 from llamaswap.wire.json_members import LARGE
@@ -163,7 +174,7 @@ class Inference:
         else:
             try:
                 facts, content = await self._read(exchange, config, wants_json=True)
-                found = self._names_model(content, config)
+                found = self._names_model(content, config) and not may_be_job_path(exchange.head.path)
             except HttpError:
                 found = False  # without a key it does not matter whether the body names a model
             if not found:
@@ -178,9 +189,12 @@ class Inference:
 
     async def _continue(self, facts: HeadFacts, content: RequestContent, json: JsonBody) -> None:
         """Put what it continues into the input of a request for a response, and see that its response is kept."""
+        if any(map(json.repeats, ("previous_response_id", "background"))):
+            raise BadRequest("the request's body has previous_response_id or background twice")
         owner, previous = facts.access.name, json.scalar("previous_response_id")
         given = given_items(json.raw("input")) if previous or json.size <= LARGEST else b""
         if json.flag("background"):
+            facts.access.require_no_token_limit("a response in the background")
             content.job = JobFollower(self.jobs, owner, JobPath(RESPONSE_JOB, "", ""), b"POST")
         elif json.raw("store") != b"false" and json.size <= LARGEST:
             content.keeper = ResponseKeeper(self.responses, owner, previous, given)
@@ -218,9 +232,10 @@ class Inference:
                 return None
         job = self._job(facts.access, path.kind, path.id, found_by_model=bool(content.model))
         content.job = JobFollower(self.jobs, owner, path, head.method, job)
-        if path.kind == "batches" and content.json is not None:
-            of_file = self._job(facts.access, "files", content.json.scalar("input_file_id"), found_by_model=True)
-            job = job or (None if content.model else of_file)  # where its file is
+        if path.kind == "batches" and head.method == b"POST" and not path.id:
+            facts.access.require_unbounded("a batch")
+            of_file = self._job(facts.access, "files", input_file(facts.access, content.json), found_by_model=True)
+            job = None if content.model else of_file  # where its file is
         if job is None:
             if head.method == b"GET" and not path.id and not facts.access.sees_all_jobs:
                 OwnJobs.install(exchange, facts, content.job)
@@ -262,6 +277,8 @@ class Inference:
         target = facts.targets.get(content.model) if plain else None
         access, asked = facts.access, content.model
         access.require_ruled(content.json is not None or head.method != b"POST" or head.path in FORM_ROUTES)
+        known = head.path in ALL_ROUTES - OLLAMA_ROUTES or content.ollama is not None or is_bounded(facts.path)
+        access.require_bounded(known or head.method != b"POST")
         if target is not None:
             if access.models is not None:
                 access.require_model(asked, *target.names)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import takewhile
+from urllib.parse import unquote_to_bytes
 
 from attrs import define, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from llamaswap.config import Config
+from llamaswap.errors import BadRequest
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
@@ -21,6 +23,7 @@ from llamaswap.upgrade.state import HandedJob
 from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.target import Target
 from llamaswap.wire.headers import ResponseHeaders
+from llamaswap.wire.json_body import JsonBody
 from llamaswap.wire.json_members import json_text, split_members
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 
@@ -35,7 +38,8 @@ RUNNING = frozenset(
 )
 RESPONSES = "responses"  # a kind: a response that its server makes in the background
 JOB_PATHS = (b"/v1/videos", b"/v1/batches", b"/v1/files", b"/v1/responses/")
-_PATH = re.compile(rb"/v1/(videos|batches|files|responses)(?:/([^/]+)(/.*)?)?")
+_PATH = re.compile(rb"/v1/(videos|batches|files|responses)(?:/([^/]+)(/.+?)?)?/?")
+_STEP_UP = re.compile(rb"(?:^|/)\.{1,2}(?:/|$)")
 
 
 @frozen
@@ -49,10 +53,24 @@ class JobPath:
 
 def job_path(path: bytes) -> JobPath | None:
     """What a raw path says about a job; None if it is no such path."""
-    if not path.startswith(JOB_PATHS) or path == b"/v1/responses/input_tokens":
+    if not path.startswith(JOB_PATHS) or path in (b"/v1/responses/", b"/v1/responses/input_tokens"):
         return None
     found = _PATH.fullmatch(path)
-    return None if found is None else JobPath(*((text or b"").decode("latin-1") for text in found.groups()))
+    if found is None or _STEP_UP.search(unquote_to_bytes(path)):
+        return None
+    return JobPath(*((text or b"").decode("latin-1") for text in found.groups()))
+
+
+def may_be_job_path(path: bytes) -> bool:
+    """Whether some server may read a raw path as one about its jobs, however it is written."""
+    segments: list[bytes] = []
+    for segment in unquote_to_bytes(path).split(b"/"):
+        if segment == b"..":
+            del segments[-1:]
+        elif segment not in (b"", b"."):
+            segments.append(segment)
+    at = segments.index(b"v1") if b"v1" in segments else len(segments)
+    return job_path(b"/" + b"/".join(segments[at:])) is not None
 
 
 @define(eq=False)
@@ -296,3 +314,15 @@ def readable(head: RequestHead) -> RequestHead:
         return head
     headers = [item for item in head.headers if item[0].lower() != b"accept-encoding"]
     return RequestHead(head.method, head.target, headers, head.version)
+
+
+def input_file(access: KeyAccess, body: JsonBody | None) -> str:
+    """The ID of the file that a new batch reads, "" if it names none. Raises BadRequest if its server could find
+    another one in the body."""
+    name = "input_file_id"
+    identity = body.scalar(name) if body is not None else ""
+    if access.sees_all_jobs:
+        return identity
+    if body is None or body.repeats(name) or (body.raw(name) is not None and not identity):
+        raise BadRequest(f"the body must be a JSON object with one {name}, the ID of a file")
+    return identity

@@ -49,7 +49,9 @@ class KeyAccess:
     def may_know(self, name: str, config: Config) -> bool:
         """Whether the key may learn the name of this model, because it may use the model by one of its names."""
         model = config.models.get(name) if self.models is not None else None
-        return self.may_use(name) if model is None else self.may_use(name, model.replica_of or name, *model.aliases)
+        if model is None:
+            return self.may_use(name)
+        return self.may_use(name, model.replica_of or name, *model.aliases, *model.filters.ids)
 
     def shown_error(self, error: BaseException, config: Config) -> BaseException:
         """An error without the names of the models that the key may not use."""
@@ -61,14 +63,19 @@ class KeyAccess:
         """A text of ours, of any kind, without the names of the models that the key may not use."""
         if self.models is None:
             return text
-        models = [model for model in config.models.values() if not self.may_know(model.id, config)]
-        hidden = [name for model in models for name in (model.id, *model.aliases)]
-        remote = [(f"{peer.id}/{name}", name) for peer in config.peers.values() for name in peer.models]
-        hidden += [name for name, short in remote if not self.may_use(name, short)]
-        if not hidden:
+        shown = {
+            name: True for name in config.selectors if self.may_use(name)
+        }  # by name; it may begin with a hidden one
+        for model in config.models.values():
+            known = self.may_know(model.id, config)
+            shown |= dict.fromkeys((model.id, *model.aliases, *model.filters.ids), known)
+        for peer in config.peers.values():
+            shown |= {f"{peer.id}/{name}": self.may_use(f"{peer.id}/{name}", name) for name in peer.models}
+        names = "|".join(map(re.escape, sorted(shown, key=len, reverse=True)))
+        if not names:
             return text
-        names = "|".join(map(re.escape, sorted(hidden, key=len, reverse=True)))
-        return re.sub(rf"(?<![\w/-])(?:{names})(?![\w/-])", "another model", text)
+        found = re.compile(rf"(?<![\w/-])(?:{names})(?![\w/-])")
+        return found.sub(lambda match: match[0] if shown[match[0]] else "another model", text)
 
     def require(self, scope: str) -> None:
         """Raise HttpError(403) if the key lacks this scope."""
@@ -91,7 +98,41 @@ class KeyAccess:
         """Raise HttpError(403) if the key has limits, and a request is not counted against them."""
         if self.limited and not counted:
             raise HttpError(
-                403, f"the API key {self.name} has limits, so it may only use the routes that name a model", "scope"
+                403,
+                f"the API key {self.name} has limits, and what is sent here is not counted; "
+                "it may only use the routes that name a model",
+                "scope",
+            )
+
+    def require_unbounded(self, what: str) -> None:
+        """Raise HttpError(403) if the key has limits or rules: they do not apply to what is in `what`."""
+        if self.limited or self.filters is not None or self.key.max_tokens:
+            raise HttpError(
+                403, f"the API key {self.name} has limits or rules, which do not apply to what is in {what}", "scope"
+            )
+
+    def require_no_token_limit(self, what: str) -> None:
+        """Raise HttpError(403) if the key has a limit on tokens: those of `what` are not counted."""
+        if self.key.tpm or self.key.budget.tokens:
+            raise HttpError(
+                403, f"the API key {self.name} has a limit on tokens, and those of {what} are not counted", "scope"
+            )
+
+    def require_bounded(self, bounded: bool) -> None:
+        """Raise HttpError(403) if the key has `maxTokens`, and how a request here asks for tokens is not known."""
+        if self.key.max_tokens and not bounded:
+            raise HttpError(
+                403,
+                f"the API key {self.name} has maxTokens, and it is not known what bounds the tokens on this path; "
+                "use one such as /v1/chat/completions",
+                "scope",
+            )
+
+    def require_job_paths(self, about_jobs: bool) -> None:
+        """Raise HttpError(403) if the key may see only its own jobs, and a request here is about those of a server."""
+        if about_jobs and not self.sees_all_jobs:
+            raise HttpError(
+                403, f"the API key {self.name} sees only its own jobs; use the path without /upstream/MODEL", "scope"
             )
 
     def require_ruled(self, ruled: bool) -> None:

@@ -99,7 +99,8 @@ class ListingEndpoints:
         failing = {failure.model: failure.count for failure, _ in self.router.failing()}
         for model in config.models.values():
             if unlisted or not model.unlisted:
-                yield from self._local(model, created, failing.get(model.id, 0), with_aliases=aliases)
+                with_aliases = aliases or not access.may_use(model.id)
+                yield from self._local(model, created, failing.get(model.id, 0), with_aliases=with_aliases)
         for peer in config.peers.values():
             health = self.peers.health(peer.id).state
             facts = {"type": "peer", "peerID": peer.id, **({} if health == UNKNOWN else {"health": health})}

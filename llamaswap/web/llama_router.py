@@ -73,8 +73,9 @@ class LlamaRouterEndpoints:
             del self._access[feed]
 
     def _names(self, access: KeyAccess) -> frozenset[str]:
-        models = self.router.config.models.values()
-        return frozenset(model.id for model in models if not model.unlisted and access.may_use(model.id))
+        config = self.router.config
+        listed = (model.id for model in config.models.values() if not model.unlisted)
+        return frozenset(name for name in listed if access.may_know(name, config))
 
     def _missed(self, feed: Feed) -> list[FeedMessage]:
         """A client that fell behind reads the list again."""

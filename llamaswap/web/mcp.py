@@ -194,7 +194,7 @@ class McpEndpoints:
         """List the models with their states (stopped, starting, ready, stopping), aliases and context lengths."""
         listing = self.listing
         rows = status_rows(listing.router, listing.peers, listing.capabilities)
-        return json_answer([row for row in rows if call.access.may_use(str(row["id"]))])
+        return json_answer([row for row in rows if call.access.may_know(str(row["id"]), listing.router.config)])
 
     @_tool(
         "load",

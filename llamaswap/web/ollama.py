@@ -159,7 +159,7 @@ class OllamaEndpoints:
         for status in self.router.running():
             model = config.models.get(status.model)
             name = "" if model is None else model.replica_of or model.id
-            if model is None or status.state != "ready" or not call.access.may_use(name):
+            if model is None or status.state != "ready" or not call.access.may_know(name, config):
                 continue
             before = found.get(name)
             size, vram = used.get(model.id, (0, 0))

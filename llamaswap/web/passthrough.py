@@ -25,6 +25,7 @@ from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.head_facts import Authenticate, facts_of
 from llamaswap.web.inference import ALL_ROUTES, is_model_path
+from llamaswap.web.jobs import may_be_job_path
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.request_content import parse_json, read_content
@@ -144,6 +145,7 @@ class Passthrough:
                 target = target.of_request(head, _load_refusal(config, target.model, head, rest))
             tracked = is_model_path(head.method, rest)
             metered = head.method == b"POST" and rest in ALL_ROUTES
+        facts.access.require_job_paths(may_be_job_path(rest))
         facts.access.require_counted(metered and not target.bypass)
         request = ProxyRequest.of(
             exchange,

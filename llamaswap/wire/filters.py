@@ -52,12 +52,21 @@ def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str
         _edit("adding the system prompt to request", body.add_system_prompt, prompt)
 
 
+def is_bounded(path: str) -> bool:
+    """Whether it is known how many tokens a request on this path asks for, so that `bound_tokens` can bound them."""
+    return generates_text(_without_ending(path))
+
+
+def _without_ending(path: str) -> str:
+    return path.rstrip("/").removesuffix("/batch")
+
+
 def bound_tokens(body: JsonBody, path: str, limit: int) -> None:
     """Ask for at most `limit` tokens in the API of `path`, over all choices. Null, a text and a negative number ask for
     any number. Raises BadRequest if there are more choices than tokens."""
-    path = path.rstrip("/").removesuffix("/batch")
-    if not generates_text(path):
+    if not is_bounded(path):
         return
+    path = _without_ending(path)
     choices = max(1.0, *map(body.largest, CHOICES))
     choices *= body.item_count("prompt", b'"[{', limit) * body.item_count("messages", b"[", limit)
     if choices > limit:

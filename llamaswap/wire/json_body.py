@@ -103,6 +103,10 @@ class JsonBody:
         except ValueError:
             return False
 
+    def repeats(self, key: str) -> bool:
+        """Whether several top-level members have this name: then each server may read another one of them."""
+        return sum(member.key == key for member in self._top.members) > 1
+
     def raw(self, key: str) -> bytes | None:
         """The text of a top-level member's value, whatever it is; None if it is absent."""
         return next((self._top.value(member) for member in self._top.members if member.key == key), None)

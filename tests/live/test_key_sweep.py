@@ -119,6 +119,8 @@ class KeySweep(SynchronousTestCase):
         if name == "child":
             return 403, "model_not_allowed"
         counted = method == "POST" or not target.startswith(("/upstream/", "/comfyui/"))
+        if method == "POST" and target == "/v1/batches":
+            return 403, "scope"  # what is in a batch is not counted
         if target.startswith("/comfyui/") or not counted:
             return 403, "scope"  # a server's own page is not counted, so a limited key may not use it
         return 429, "insufficient_quota" if name == "spent" else "rate_limit_exceeded"

@@ -6,12 +6,13 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import ApiKey, Selector
+from llamaswap.config import ApiKey, Filters, Secret, Selector
+from llamaswap.config.schema.keys import Budget
 from llamaswap.errors import UpstreamUnreachable
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.head_facts import Authenticated
 from llamaswap.web.jobs import CHECK_INTERVAL, HOLD_TIME, LIFETIME, MAX_JOBS, JobDirectory, job_path
-from llamaswap.web.key_access import KeyAccess
+from llamaswap.web.key_access import KeyAccess, access_of
 from tests.web.pipeline import Stage, config, model
 
 FORM = (b"Content-Type", b"multipart/form-data; boundary=b")
@@ -266,6 +267,80 @@ class KeyTests(JobTestCase):
         self.use("bert")
         for body in (b'{"input_file_id":"file-1"}', b'{"input_file_id":"file-1","model":"alpha"}'):
             self.assertEqual(self.ask(b"POST", b"/v1/batches", body, kind), 404)
+
+    def test_a_batch_names_the_file_of_another_key_in_no_way_that_a_server_could_read(self):
+        self.use("anna")
+        self.create("file-1", "processed", b"/v1/files")
+        self.use("bert")
+        self.create("file-2", "processed", b"/v1/files")
+        json, form = b"application/json", b"application/x-www-form-urlencoded"
+        for body, kind in (
+            (b'{"input_file_id":"file-2","input_file_id":"file-1","model":"alpha"}', json),
+            (b'{"input_file_id":"","input_file_id":"file-1","model":"alpha"}', json),
+            (b'{"input_file_id":["file-1"],"model":"alpha"}', json),
+            (b'{"input_file_id":"file-1"}', form),
+        ):
+            self.assertEqual(self.ask(b"POST", b"/v1/batches?model=alpha", body, (b"Content-Type", kind)), 400, body)
+
+    def test_a_key_reaches_no_job_of_another_key_by_another_spelling_of_its_path(self):
+        self.use("anna")
+        self.create("video_1")
+        self.use("bert")
+        self.create("video_2")
+        self.assertEqual(self.listed(b"/v1/videos/?model=alpha", data=[{"id": "video_1"}]).json["data"], [])
+        for path in (
+            b"/v1/videos/video_2/../video_1",
+            b"/v1/videos/video_2/%2e%2E/video_1",
+            b"/v1/videos/video_2%2f../video_1",
+            b"/v1/videos/video_1/",
+            b"/v1/videos//video_1",
+            b"/v1//videos/video_1",
+            b"/v1/./videos/video_1",
+            b"/v1/%76ideos/video_1",
+            b"/x/../v1/videos",
+        ):
+            self.assertEqual(self.ask(b"GET", path + b"?model=alpha"), 404, path)
+            body = b'{"model":"alpha"}'
+            self.assertEqual(self.ask(b"POST", path, body, (b"Content-Type", b"application/json")), 404, path)
+
+    def test_a_key_reaches_no_job_of_another_key_at_the_address_of_its_server(self):
+        def upstream(path):
+            sink = self.stage.upstream(b"GET", b"/upstream/alpha" + path, b"").sink
+            return sink.json["error"]["code"] if sink.status == 403 else sink.status or "forwarded"
+
+        self.use("anna")
+        self.create()
+        paths = (b"/v1/videos", b"/v1/videos/video_1", b"/v1//videos", b"/v1/%76ideos/x", b"/sub/v1/files/x")
+        self.stage.passthrough.authenticate = self.stage.inference.authenticate
+        for path in paths:
+            self.assertEqual(upstream(path), "scope", path)
+        self.use("parent", scopes=("admin",))
+        self.stage.passthrough.authenticate = self.stage.inference.authenticate
+        for path in paths:
+            self.assertEqual(upstream(path), "forwarded", path)
+        self.use("anna")
+        self.stage.passthrough.authenticate = self.stage.inference.authenticate
+        self.assertEqual(upstream(b"/v1/models"), "forwarded")
+
+    def test_a_key_with_limits_or_rules_begins_no_batch_and_with_a_token_limit_no_response_in_the_background(self):
+        kind = (b"Content-Type", b"application/json")
+        background = (b"POST", b"/v1/responses", b'{"model":"alpha","background":true}', kind)
+        for limits, in_background in (
+            ({"rpm": 3}, True),
+            ({"max_tokens": 9}, True),
+            ({"filters": Filters(strip_params=("seed",))}, True),
+            ({"tpm": 9}, False),
+            ({"budget": Budget(9, 60.0)}, False),
+        ):
+            access = access_of(ApiKey(Secret("sk-1"), "anna", **limits), ())
+            self.stage.inference.authenticate = lambda head, access=access: Authenticated(frozenset(), access)
+            self.assertEqual(self.ask(b"POST", b"/v1/batches", b'{"model":"alpha"}', kind), 403, limits)
+            asked = self.ask(*background)
+            self.assertEqual(asked != 403, in_background, limits)
+
+    def test_a_response_continues_no_other_than_the_one_that_is_checked(self):
+        body = b'{"model":"alpha","previous_response_id":"","previous_response_id":"resp_1"}'
+        self.assertEqual(self.ask(b"POST", b"/v1/responses", body, (b"Content-Type", b"application/json")), 400)
 
 
 class HoldTests(JobTestCase):

@@ -57,6 +57,18 @@ class AdminScopeTests(SynchronousTestCase):
         self.assertEqual(self.status("/v1/models/beta:hot", "sk-child"), 200)
         self.assertEqual(self.status("/v1/models/alpha", "sk-child"), 404)
 
+    def test_the_listing_shows_the_other_name_that_a_key_may_use(self):
+        """A key for an alias saw no model at all."""
+        keys = (ApiKey(Secret("sk-kid"), "kid", models=("al", "beta:hot"), scopes=("infer",)), ADMIN)
+        self.world = World(example_router(example_config(api_keys=keys)))
+        for path, member, name in (
+            ("/v1/models", "data", "id"),
+            ("/api/v0/models", "data", "id"),
+            ("/api/tags", "models", "name"),
+        ):
+            answer = self.world.ask(path, headers=[("x-api-key", "sk-kid")])
+            self.assertEqual([row[name] for row in answer.json[member]], ["al", "beta:hot"], path)
+
     def test_keys_without_scopes_open_everything(self):
         self.world = World(example_router(example_config(api_keys=(ApiKey(Secret("sk-1"), "one"),))))
         self.assertEqual(self.status("/api/models/load/alpha", "sk-1", "POST"), 202)
@@ -145,6 +157,19 @@ class RuleTests(SynchronousTestCase):
     def test_a_large_body_is_bounded_too(self):
         self.ask(b'{"model":"alpha","top_k":50,"x":"%b"}' % (b"y" * 2_000_000))
         self.assertIn(b'"top_k":8', self.stage.forwarding.sent)
+
+    def test_a_path_whose_bound_of_tokens_is_not_known_is_refused(self):
+        for path, status in (
+            (b"/invocations", 403),
+            (b"/generate", 403),
+            (b"/inference/v1/generate", 403),
+            (b"/v1/chat/completions/", 0),  # forwarded
+            (b"/v1/chat/completions/batch", 0),
+            (b"/v1/embeddings", 0),
+            (b"/tokenize", 0),
+        ):
+            sink = self.ask(b'{"model":"alpha","sampling_params":{"max_new_tokens":9999}}', path=path)
+            self.assertEqual(sink.status, status, path)
 
     def test_a_key_without_rules_is_not_changed(self):
         self.ask(b'{"model":"alpha","top_k":50}', b"sk-admin")

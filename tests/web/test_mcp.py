@@ -152,6 +152,20 @@ class ScopeTests(SynchronousTestCase):
         plan = json.loads(use(world, "plan", CHILD, model="beta")[1])
         self.assertEqual(plan["reason"], "another model leaves, another model loads")
 
+    def test_a_name_that_begins_like_a_hidden_one_is_shown_whole(self):
+        """`alpha:7b` was shown as "another model:7b"."""
+        world = with_scopes("read", models=("beta*", "alpha:7b", "alpha.x"))
+        given = world.router.config
+        longer = evolve(given.models["beta"], id="alpha.x", aliases=(), cmd="serve x")
+        beta = evolve(given.models["beta"], aliases=("alpha:7b",))
+        world.router.config = evolve(given, models={**given.models, "beta": beta, "alpha.x": longer})
+        world.book.proxy.write(b"alpha, alpha:7b, alpha.x\n")
+        self.assertIn("another model, alpha:7b, alpha.x", use(world, "logs", CHILD)[1])
+
+    def test_a_key_for_an_alias_sees_its_model(self):
+        world = with_scopes("infer", models=("al",))
+        self.assertEqual([row["id"] for row in json.loads(use(world, "list_models", CHILD)[1])], ["alpha"])
+
     def test_tools_say_what_they_change(self):
         tools = {tool["name"]: tool for tool in rpc(World(), "tools/list").json["result"]["tools"]}
         changing = {name for name, tool in tools.items() if not tool["annotations"]["readOnlyHint"]}
