@@ -24,8 +24,6 @@ from llamaswap.web.head_facts import Authenticate, HeadFacts, facts_of
 from llamaswap.web.job_list import OwnJobs
 from llamaswap.web.jobs import (
     JOB_PATHS,
-    LONGEST_ID,
-    Job,
     JobDirectory,
     JobFollower,
     JobPath,
@@ -35,7 +33,6 @@ from llamaswap.web.jobs import (
     readable,
 )
 from llamaswap.web.jobs import RESPONSES as RESPONSE_JOB
-from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.ollama_requests import OLLAMA_ROUTES, OllamaRequests
 from llamaswap.web.ollama_sink import plain_head
 from llamaswap.web.proxy_handler import ProxyHandler
@@ -230,11 +227,12 @@ class Inference:
             if kept is not None:
                 send_response(exchange, 200, JSON_TYPE, kept)
                 return None
-        job = self._job(facts.access, path.kind, path.id, found_by_model=bool(content.model))
+        job = self.jobs.of_client(facts.access, path.kind, path.id, found_by_model=bool(content.model))
         content.job = JobFollower(self.jobs, owner, path, head.method, job)
         if path.kind == "batches" and head.method == b"POST" and not path.id:
             facts.access.require_unbounded("a batch")
-            of_file = self._job(facts.access, "files", input_file(facts.access, content.json), found_by_model=True)
+            file = input_file(facts.access, content.json)
+            of_file = self.jobs.of_client(facts.access, "files", file, found_by_model=True)
             job = None if content.model else of_file  # where its file is
         if job is None:
             if head.method == b"GET" and not path.id and not facts.access.sees_all_jobs:
@@ -245,15 +243,6 @@ class Inference:
         if head.method == b"POST":
             target = evolve(target, load_refusal=None)
         return await self._request(exchange, facts, content, target)
-
-    def _job(self, access: KeyAccess, kind: str, identity: str, *, found_by_model: bool) -> Job | None:
-        """The job of this ID; None if there is no ID, or if the client may ask the server that it names for the job.
-        Raises HttpError(404)."""
-        job = self.jobs.find(access, kind, identity)
-        if job is None and identity and not (found_by_model and access.sees_all_jobs):
-            way_out = "; to ask a server for it, name its model as ?model=NAME" if access.sees_all_jobs else ""
-            raise HttpError(404, f"{kind} with id '{identity[:LONGEST_ID]}' not found{way_out}")
-        return job
 
     async def _opened(self, exchange: Exchange, config: Config) -> tuple[HeadFacts, RequestContent]:
         """What a websocket is for; it is accepted if only its first event can tell."""

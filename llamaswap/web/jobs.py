@@ -20,6 +20,7 @@ from llamaswap.proxy.exchange import RequestHead
 from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
 from llamaswap.upgrade.state import HandedJob
+from llamaswap.web.errors import HttpError
 from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.target import Target
 from llamaswap.wire.headers import ResponseHeaders
@@ -151,6 +152,15 @@ class JobDirectory:
         jobs[kind, identity] = jobs.pop((kind, identity))  # as the last
         return job
 
+    def of_client(self, access: KeyAccess, kind: str, identity: str, *, found_by_model: bool) -> Job | None:
+        """The job of this ID; None if there is no ID, or if the client may ask the server that it names for the job.
+        Raises HttpError(404)."""
+        job = self.find(access, kind, identity)
+        if job is None and identity and not (found_by_model and access.sees_all_jobs):
+            way_out = "; to ask a server for it, name its model as ?model=NAME" if access.sees_all_jobs else ""
+            raise HttpError(404, f"{kind} with id '{identity[:LONGEST_ID]}' not found{way_out}")
+        return job
+
     def servers(self, owner: str, kind: str) -> dict[str, set[str]]:
         """The IDs of a key's jobs of a kind, by the server that has them."""
         found: dict[str, set[str]] = {}
@@ -216,6 +226,7 @@ class JobDirectory:
         job.timer = None
         held = job.held
         over = job.held_until <= self.clock.seconds() and not (held is not None and held.requests)
+        over = over or job.server not in self.router.config.models  # then no client can ask for the job
         if held is None or held.lease.lost or over:
             job.release()
         else:

@@ -354,6 +354,13 @@ class HoldTests(JobTestCase):
         self.stage.clock.advance(CHECK_INTERVAL)
         self.assertEqual(self.held(), 0)
 
+    def test_a_job_whose_model_was_removed_does_not_keep_its_server(self):
+        """Requests for other models waited a minute for a job that no client could ask for."""
+        self.create()
+        del self.stage.router.config.models["alpha"]
+        self.stage.clock.advance(CHECK_INTERVAL)
+        self.assertEqual((self.held(), self.stage.clock.getDelayedCalls()), (0, []))
+
     def test_questions_about_a_running_job_are_served_with_its_lease(self):
         """With a concurrency limit of 1 they would wait for the job otherwise."""
         self.create()
