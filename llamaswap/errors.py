@@ -21,6 +21,11 @@ class LlamaswapError(Exception):
         return self.text.format(self=self) if self.text else super().__str__()
 
 
+def plain_error(text: str) -> str:
+    """The text of an error without the Go program's phrase, which its clients may read but which says nothing."""
+    return text.replace("unspecific error: ", "")
+
+
 # -- configuration -----------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from urllib.parse import quote, urlsplit
 
 from attrs import frozen
 
+from llamaswap.errors import plain_error
+
 PAGES = re.compile(r"/(v1|ui)/*$")  # what clients and browsers append to a server's address
 RESPONSE_TIMEOUT = 10.0  # seconds for what a healthy server answers at once
 WORK_TIMEOUT = 24 * 3600.0  # seconds for a load, a chat or a followed log
@@ -28,7 +30,7 @@ class ClientError(Exception):
     """The server cannot be reached, refused the request, or sent an unusable response."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(plain_error(message))
         self.status = status
 
 

@@ -24,6 +24,7 @@ from llamaswap.errors import (
     StartFailed,
     Superseded,
     UnknownModel,
+    plain_error,
 )
 from llamaswap.events import EventBus, LoadFailed, Preloaded, ProfileChanged, RequestQueued, StateChanged
 from llamaswap.observe.vram_reclaim import VramReclaim
@@ -281,7 +282,9 @@ class Router(HostsRouter):
     def _preload_one(self, name: str) -> Deferred[None]:
         def failed(failure: Failure) -> None:
             failure.trap(RequestError, CancelledError)
-            self._log.warn("preload of {model} failed: {error}", model=name, error=failure.getErrorMessage())
+            self._log.warn(
+                "preload of {model} failed: {error}", model=name, error=plain_error(failure.getErrorMessage())
+            )
             self._bus.publish(Preloaded(name, False))
 
         return self.load(name, "preload").addCallbacks(lambda _: self._bus.publish(Preloaded(name, True)), failed)

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.errors import FailureRecord, LlamaswapError, OutOfMemory, ServerVanished, StartFailed
+from llamaswap.errors import FailureRecord, LlamaswapError, OutOfMemory, ServerVanished, StartFailed, plain_error
 from llamaswap.events import EventBus, SleepEnded, SwapBegan, SwapEnded
 from llamaswap.observe.vram_reclaim import VramReclaim
 from llamaswap.routing.leases import ProcessInstance
@@ -99,7 +99,7 @@ class Swaps:
         if message is None:
             self._log.info("ready {model} in {secs:.2f}s", model=model, secs=ended - began)
         else:
-            self._log.warn("{model} was not loaded: {error}", model=model, error=message)
+            self._log.warn("{model} was not loaded: {error}", model=model, error=plain_error(message))
         stopped = ended if swap.stopped_at is None else swap.stopped_at
         phases = {"queued": effect.waited, "stop": stopped - began, "start": ended - stopped}
         exit_status = error.exit_status if isinstance(error, StartFailed) else None

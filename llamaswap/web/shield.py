@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.errors import LlamaswapError
+from llamaswap.errors import LlamaswapError, plain_error
 
 log = Logger()
 T = TypeVar("T")
@@ -40,6 +40,6 @@ def shielded(work: Deferred[T], what: str) -> Deferred[T]:
 def log_failure(failure: Failure, what: str) -> None:
     """Log the failure of work for which no client waits; the event stream shows it to all."""
     if failure.check(LlamaswapError):
-        log.warn("{what} failed: {reason}", what=what, reason=failure.getErrorMessage())
+        log.warn("{what} failed: {reason}", what=what, reason=plain_error(failure.getErrorMessage()))
     else:
         log.failure("{what} failed", failure=failure, what=what)

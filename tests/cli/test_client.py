@@ -30,6 +30,9 @@ class ClientTests(SynchronousTestCase):
             trouble = self.refusal((404, body))
             self.assertEqual((str(trouble), trouble.status), ("404: no such", 404))
 
+    def test_reason_of_a_refusal_does_not_begin_with_unspecific_error(self):
+        self.assertEqual(str(self.refusal((502, {"error": "unspecific error: exited"}))), "502: exited")
+
     def test_unauthorized_request_names_the_key_option(self):
         self.assertIn("--key", str(self.refusal((401, {"error": "x"}))))
         self.assertIn("not accepted", str(self.refusal((401, {"error": "x"}), "wrong")))

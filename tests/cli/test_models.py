@@ -115,6 +115,11 @@ class LoadTests(SynchronousTestCase):
         server = self.server(["stopped"], swaps).on("GET /api/swaps/5", {"log_tail": "out of memory\n"})
         self.assertEqual(str(self.assertRaises(ClientError, self.wait, server)), "owl: exited\nout of memory")
 
+    def test_reason_of_a_failed_load_does_not_begin_with_unspecific_error(self):
+        swaps = [{"id": 5, "model": "owl", "outcome": "failed", "error": "unspecific error: exited"}]
+        server = self.server(["stopped"], swaps).on("GET /api/swaps/5", {"log_tail": ""})
+        self.assertEqual(str(self.assertRaises(ClientError, self.wait, server)), "owl: exited")
+
     def test_end_of_the_log_is_reported_once(self):
         swaps = [{"id": 5, "model": "owl", "outcome": "failed", "error": "exited\nno\nmemory\n"}]
         server = self.server(["stopped"], swaps).on("GET /api/swaps/5", {"log_tail": "no\nmemory\n"})
