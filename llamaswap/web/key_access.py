@@ -106,7 +106,7 @@ class KeyAccess:
 
     def require_unbounded(self, what: str) -> None:
         """Raise HttpError(403) if the key has limits or rules: they do not apply to what is in `what`."""
-        if self.limited or self.filters is not None or self.key.max_tokens:
+        if self.limited or self.filters is not None or self.key.max_tokens or self.key.max_duration:
             raise HttpError(
                 403, f"the API key {self.name} has limits or rules, which do not apply to what is in {what}", "scope"
             )

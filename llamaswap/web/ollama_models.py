@@ -22,6 +22,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from llamaswap.config import Config, Model
+from llamaswap.config.macros import LEFTOVER
 from llamaswap.config.text_edit import NotEditable, add_item, remove, remove_value, scalar, set_key
 from llamaswap.discover.config_writer import gguf_models, quoted, with_port
 from llamaswap.errors import ConfigError
@@ -290,6 +291,11 @@ class OllamaModelEndpoints:
             raise HttpError(409, f"{name!r} is a name already; delete it first")
         tell({"status": f"using {model.id}"})
         rules = _rules(model, source, parameters, system)
+        macro = LEFTOVER.search(json.dumps((name, rules), ensure_ascii=False))
+        if macro is not None:
+            raise HttpError(
+                422, f"{macro[0]} is a macro in a configuration, which would replace it; write it in another way"
+            )
 
         def change(text: str) -> str:
             text = text if before is None else _without_alias(text, before.id, name)

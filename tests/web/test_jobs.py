@@ -328,6 +328,7 @@ class KeyTests(JobTestCase):
         for limits, in_background in (
             ({"rpm": 3}, True),
             ({"max_tokens": 9}, True),
+            ({"max_duration": 9.0}, True),
             ({"filters": Filters(strip_params=("seed",))}, True),
             ({"tpm": 9}, False),
             ({"budget": Budget(9, 60.0)}, False),

@@ -148,10 +148,19 @@ class CreateTests(TestCase):
             ({"model": "x", "from": "alpha", "system": ["x"]}, 400),
             ({"model": "x", "from": "alpha", "system": "x" * 65_537}, 400),
             ({"model": "x", "from": "alpha", "system": "${ghost}"}, 422),
+            ({"model": "x", "from": "alpha", "system": "say ${env.HOME}"}, 422),
+            ({"model": "x", "from": "alpha", "parameters": {"stop": ["${PORT}"]}}, 422),
+            ({"model": "${env.HOME}", "from": "alpha"}, 422),
         ):
             here = world()
             self.assertEqual(post(here, "/api/create", {**body, "stream": False}).status, status, body)
             self.assertEqual(here.files.written, [])
+
+    def test_shell_variable_in_a_system_prompt_is_text(self):
+        here = world()
+        body = {"model": "x", "from": "alpha", "system": "use ${a b} and $HOME", "stream": False}
+        self.assertEqual(post(here, "/api/create", body).json, {"status": "success"})
+        self.assertEqual(here.config().models["alpha"].filters.system_prompt_by_id, {"x": "use ${a b} and $HOME"})
 
     def test_more_than_that_is_not_created(self):
         for member in ("files", "adapters", "template", "messages", "license", "quantize"):
