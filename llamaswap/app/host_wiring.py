@@ -51,6 +51,12 @@ class HostParts:
         self.context, self.router = context, router
         folder = cluster_folder(hosts, context.environ)
         token, (address, port) = folder.token(), folder.head()
+        if folder.is_exposed():
+            log.warn(
+                "{file} can be read by other users of this machine, who could then run programs on all hosts: "
+                "chmod 600 {file}",
+                file=folder.token_file,
+            )
         ray = RayClient(
             context.reactor,
             context.reactor,

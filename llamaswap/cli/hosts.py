@@ -115,7 +115,10 @@ def init(context: CliContext, address: str, port: int, state: Path | None, publi
         )
     require_ray()
     folder = _folder(state)
-    token = folder.keep_token()
+    try:
+        token = folder.keep_token()
+    except NotInitialized as error:
+        raise click.ClickException(str(error)) from None
     folder.write("head.json", f'{{"address": "{address}", "port": {port}}}')
     line = f"llamaswap hosts join {address}:{port} --token {token} --name NAME"
     if context.as_json:

@@ -23,8 +23,9 @@ from llamaswap.cluster import driver_protocol as protocol
 from llamaswap.cluster.agent_client import CALL_LIMIT, Ask, HostAway, refusal, tell_agent
 from llamaswap.cluster.agent_protocol import EngineState, Malformed, needs_document, state_of
 from llamaswap.cluster.known_host import KnownHost
-from llamaswap.cluster.ray_client import RayAway, RayClient
+from llamaswap.cluster.ray_client import RayClient
 from llamaswap.cluster.ray_node import ClusterFolder
+from llamaswap.cluster.reservations import Reservations
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.hosts import HOST_NAME, Hosts
 from llamaswap.config.steps import StepRequest
@@ -34,7 +35,6 @@ from llamaswap.scheduling.hosts import FailedStart, HostFacts
 from llamaswap.scheduling.memory import Device, MemoryNeed
 
 LIST_INTERVAL = 1.0  # seconds between two lists of Ray's nodes
-RECONCILE_INTERVAL = 30.0  # seconds between two lists of its reservations
 RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
 FAILED_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
 MAX_HOSTS = 1000
@@ -76,12 +76,14 @@ class HostManager:
     hosts: dict[str, KnownHost] = field(factory=dict, init=False)
     drained: set[str] = field(factory=set, init=False)
     superseded: bool = field(default=False, init=False)
-    _reconciled: float = field(default=0.0, init=False)
-    _unused: set[str] = field(factory=set, init=False)
+    reservations: Reservations = field(init=False)
     _listing: Deferred[Any] | None = field(default=None, init=False)
     _lister: IDelayedCall | None = field(default=None, init=False)
     _awaiting: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.reservations = Reservations(self.clock, self.ray, self.listener.reservations)
 
     # -- begin and end -------------------------------------------------------------------------------------
 
@@ -130,17 +132,7 @@ class HostManager:
             if self._listing is None or self._listing.called:  # a Ray that hangs must not get more and more of them
                 self._listing = self.ray.call(protocol.ListNodes, limit=5.0)
                 self._listing.addCallbacks(self._listed, lambda _: None)
-            if self.clock.seconds() - self._reconciled >= RECONCILE_INTERVAL and not self.superseded:
-                self._reconciled = self.clock.seconds()
-                self.ray.call(protocol.ListReservations).addCallbacks(self._reserved, lambda _: None)
-
-    def _reserved(self, answer: Mapping[str, Any]) -> None:
-        """Release what is listed twice in a row and used by nothing: a load was given up at the wrong moment, or a
-        front died."""
-        unused = {str(name) for name in answer["names"]} - self.listener.reservations()
-        for name in unused & self._unused:
-            self.release(name)
-        self._unused = unused
+            self.reservations.tend(self.superseded)
 
     def _listed(self, answer: Mapping[str, Any]) -> None:
         changed = False
@@ -386,11 +378,3 @@ class HostManager:
         if host is not None:
             host.failed = {**host.failed, model: FailedStart(why, self.clock.seconds() + FAILED_FOR)}
             self._publish()
-
-    async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
-        """Reserve memory of a host; returns why it is not there, or "". Raises RayAway if Ray cannot tell yet."""
-        return await self.ray.reserve(name, host, sizes)
-
-    def release(self, name: str) -> None:
-        """End a reservation; if Ray is away, it is ended when the next front asks for all of them."""
-        self.ray.call(protocol.Release, name=name).addErrback(lambda failure: failure.trap(RayAway, protocol.RayError))

@@ -42,7 +42,10 @@ HEAD_INTERVAL = 0.5  # seconds between two looks at whether a head that another 
 CONNECT_LIMIT = 60.0
 CHECK_LIMIT = 1.0
 MAX_LOG = 1 << 20  # bytes
+MAX_RELEASED = 1000
 T = TypeVar("T")
+released: dict[str, None] = {}
+"""The latest reservations that were ended: one that is still being made must not outlast its end."""
 
 
 class Keeper:
@@ -159,7 +162,7 @@ def reserve(name: str, host: str, sizes: dict[str, int]) -> str:
         group = placement_group(
             [bundle], strategy="STRICT_PACK", name=name, lifetime="detached", bundle_label_selector=selector
         )
-    if group.wait(RESERVE_LIMIT):
+    if group.wait(RESERVE_LIMIT) and name not in released:
         return ""
     remove_placement_group(group)
     wanted = ", ".join(f"{resource} {size}" for resource, size in sizes.items())
@@ -177,6 +180,9 @@ def release(name: str) -> None:
     """Remove the placement group of this name, if there is one."""
     from ray.util.placement_group import get_placement_group, remove_placement_group
 
+    released[name] = None
+    for old in list(released)[:-MAX_RELEASED]:
+        released.pop(old, None)
     try:
         remove_placement_group(get_placement_group(name))
     except ValueError:

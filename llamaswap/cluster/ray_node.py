@@ -69,11 +69,21 @@ class ClusterFolder:
     def token(self) -> str:
         """The token; raises NotInitialized."""
         try:
-            return self.token_file.read_text(encoding="ascii").strip()
+            token = self.token_file.read_text(encoding="ascii", errors="replace").strip()
         except (FileNotFoundError, NotADirectoryError):
             raise NotInitialized(
                 f"{self.token_file} does not exist; `llamaswap hosts init --state {self.path}` makes it"
             ) from None
+        if not TOKEN.match(token):  # such as of a disk that was full
+            raise NotInitialized(
+                f"{self.token_file} does not hold a token: delete it, run `llamaswap hosts init --state {self.path}` "
+                "and give the other machines the new one"
+            )
+        return token
+
+    def is_exposed(self) -> bool:
+        """Whether other users of this machine can read the token."""
+        return bool(self.token_file.stat().st_mode & 0o077)
 
     def keep_token(self, token: str | None = None) -> str:
         """Write this token, or a new one if there is none yet; only this user can read the file."""
@@ -88,9 +98,13 @@ class ClusterFolder:
         """Replace a file in one step."""
         self.prepare()
         descriptor, path = tempfile.mkstemp(dir=self.path)  # 0600
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(path, self.path / name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(path, self.path / name)
+        except OSError:  # a full disk must not collect the attempts
+            os.unlink(path)
+            raise
 
     def document(self, name: str) -> dict[str, object]:
         """A file that `write` wrote as JSON; empty if it is missing or damaged."""

@@ -145,7 +145,7 @@ class RemoteServers:
                 log.warn("{model} must not run on {host} any more: it is stopped", model=model, host=host)
             document = {"front": self.hosts.front, "generation": engine.generation}
             ignore_failure(self.hosts.tell(host, model, "stop", document))
-            self.hosts.release(reservation_name(model, engine.identity))
+            self.hosts.reservations.release(reservation_name(model, engine.identity))
 
     def _snapshot(self, host: str, model: str, engine: EngineState, now: float) -> ServerSnapshot:
         """An engine as what a process before this one left. The identity stands for its mark, the digest for its

@@ -189,7 +189,7 @@ class RemoteSupervisor:
         until = self.clock.seconds() + RAY_LIMIT
         while True:
             try:
-                return await self.hosts.reserve(name, host, sizes)
+                return await self.hosts.reservations.reserve(name, host, sizes)
             except RayAway as error:
                 if self.clock.seconds() >= until:
                     raise StartFailed(self.model.id, f"{error}; what runs on other hosts goes on") from None
@@ -302,7 +302,7 @@ class RemoteSupervisor:
         if self._stop_again is not None:
             self._stop_again.cancel()
             self._stop_again = None
-        self.hosts.release(reservation_name(self.model.id, self.identity))
+        self.hosts.reservations.release(reservation_name(self.model.id, self.identity))
         self._show(STOPPED)
         self._abandon_start()
         waiters, self._stop_waiters = self._stop_waiters, []

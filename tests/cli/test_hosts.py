@@ -37,6 +37,16 @@ class InitTests(SynchronousTestCase):
             invoke(["hosts", "init", "--state", str(self.state), "--address", "10.0.0.5"])
         self.assertEqual((self.state / "token").read_text(), token)
 
+    def test_damaged_token_is_not_printed_as_a_line_to_join(self) -> None:
+        state = Path(self.mktemp())
+        state.mkdir()
+        (state / "token").write_text("")
+        with mock.patch("llamaswap.cli.hosts.require_ray"):
+            done = invoke(["hosts", "init", "--state", str(state), "--address", "10.0.0.5"])
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn("does not hold a token", done.output)
+        self.assertNotIn("hosts join", done.output)
+
     def test_public_address_and_a_port_of_workers_are_refused(self) -> None:
         for words, reason in (
             (("--address", "8.8.8.8"), "not a private address"),

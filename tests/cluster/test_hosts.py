@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cluster.agent_protocol import EngineState, state_document
 from llamaswap.cluster.hosts import HostManager
+from llamaswap.cluster.ray_client import RayAway
 from llamaswap.cluster.ray_node import ClusterFolder
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.hosts import Hosts
@@ -34,6 +35,7 @@ class FakeRay:
     connected: bool = True
     problem: str = ""
     hung: bool = False
+    away: bool = False
     asked: list[tuple[str, dict[str, object]]] = Factory(list)
 
     def open(self) -> None:
@@ -45,7 +47,9 @@ class FakeRay:
     def call(self, command: type, *, limit: float = 1.0, **given: object) -> Deferred[object]:
         self.asked.append((command.__name__, given))
         done: Deferred[object] = Deferred()
-        if not self.hung:
+        if self.away:
+            done.errback(RayAway("the process for Ray ended"))
+        elif not self.hung:
             done.callback({"nodes": self.nodes, "names": ["a#5.1", "b#4.9"]})
         return done
 
@@ -169,10 +173,25 @@ class HostManagerTests(SynchronousTestCase):
     def test_reservation_that_nothing_uses_is_released_after_a_while(self) -> None:
         world = self.scene().joined()
         released = lambda: [given["name"] for name, given in world.ray.asked if name == "Release"]
-        world.clock.pump([1.0] * 20)
+        world.clock.pump([1.0] * 3)
         self.assertEqual(released(), [])
-        world.clock.pump([1.0] * 45)
-        self.assertEqual(released(), ["b#4.9"])
+        world.clock.pump([1.0] * 3)
+        self.assertEqual(
+            released(), ["b#4.9"], "the memory of a host must not be taken for a minute after a front died"
+        )
+
+    def test_reservation_that_ends_while_ray_is_away_is_released_when_it_is_back(self) -> None:
+        world = self.scene().joined()
+        released = lambda: sum(given.get("name") == "c#5.2" for name, given in world.ray.asked if name == "Release")
+        world.ray.connected, world.ray.away = False, True
+        world.manager.reservations.release("c#5.2")
+        world.clock.pump([1.0] * 3)
+        self.assertEqual(released(), 1)
+        world.ray.connected, world.ray.away = True, False
+        world.clock.advance(1.0)
+        self.assertEqual(released(), 2)
+        world.clock.pump([1.0] * 3)
+        self.assertEqual(released(), 2)
 
     def test_known_hosts_are_asked_before_ray_answers(self) -> None:
         world = self.scene().joined()

@@ -36,6 +36,10 @@ class FakeHosts:
     pending: list[Deferred[None]] = Factory(list)
     slow: bool = False
 
+    @property
+    def reservations(self) -> FakeHosts:
+        return self
+
     def is_online(self, host: str) -> bool:
         return self.online
 

@@ -1,0 +1,63 @@
+"""The process between a front and Ray, with a stand-in for Ray."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from unittest import mock
+
+from attrs import Factory, define
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.cluster import ray_driver
+
+
+@define(eq=False)
+class FakeGroups:
+    """Placement groups by name; each is there at once."""
+
+    names: set[str] = Factory(set)
+
+    def placement_group(self, bundles: object, *, name: str, **_: object) -> object:
+        self.names.add(name)
+        return SimpleNamespace(name=name, wait=self.wait)
+
+    def get_placement_group(self, name: str) -> object:
+        if name not in self.names:
+            raise ValueError(name)
+        return SimpleNamespace(name=name, wait=self.wait)
+
+    def remove_placement_group(self, group: SimpleNamespace) -> None:
+        self.names.discard(group.name)
+
+    def wait(self, limit: float) -> bool:
+        return True
+
+
+class ReservationTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.groups = FakeGroups()
+        self.patch(ray_driver, "released", {})
+        modules = mock.patch.dict(
+            sys.modules,
+            {"ray": SimpleNamespace(), "ray.util": SimpleNamespace(), "ray.util.placement_group": self.groups},
+        )
+        modules.start()
+        self.addCleanup(modules.stop)
+
+    def test_reservation_is_kept_until_it_is_released(self) -> None:
+        self.assertEqual(ray_driver.reserve("a#1.1", "nas", {"ram_mib": 5}), "")
+        self.assertEqual(self.groups.names, {"a#1.1"})
+        ray_driver.release("a#1.1")
+        self.assertEqual(self.groups.names, set())
+
+    def test_reservation_that_is_released_before_it_is_made_does_not_stay(self) -> None:
+        """They are asked for in two threads: a start was given up."""
+        ray_driver.release("a#1.1")
+        self.assertNotEqual(ray_driver.reserve("a#1.1", "nas", {"ram_mib": 5}), "")
+        self.assertEqual(self.groups.names, set())
+
+    def test_names_of_ended_reservations_have_a_bound(self) -> None:
+        for number in range(ray_driver.MAX_RELEASED + 5):
+            ray_driver.release(f"a#1.{number}")
+        self.assertEqual(len(ray_driver.released), ray_driver.MAX_RELEASED)
