@@ -46,6 +46,7 @@ class Future(Generic[T]):
     def fail(self, error: BaseException) -> None:
         """Set the error that awaiting raises."""
         self._error = error
+        del error  # its traceback may come to refer to this frame
         self._notify()
 
     def cancel(self, error: BaseException | None = None) -> None:
