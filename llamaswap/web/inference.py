@@ -227,12 +227,12 @@ class Inference:
             if kept is not None:
                 send_response(exchange, 200, JSON_TYPE, kept)
                 return None
-        job = self.jobs.of_client(facts.access, path.kind, path.id, found_by_model=bool(content.model))
+        job = self.jobs.of_client(facts.access, path.kind, path.id, names_model=bool(content.model))
         content.job = JobFollower(self.jobs, owner, path, head.method, job)
         if path.kind == "batches" and head.method == b"POST" and not path.id:
             facts.access.require_unbounded("a batch")
             file = input_file(facts.access, content.json)
-            of_file = self.jobs.of_client(facts.access, "files", file, found_by_model=True)
+            of_file = self.jobs.of_client(facts.access, "files", file, names_model=True)
             job = None if content.model else of_file  # where its file is
         if job is None:
             if head.method == b"GET" and not path.id and not facts.access.sees_all_jobs:

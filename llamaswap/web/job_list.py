@@ -1,4 +1,4 @@
-"""The list of a server's jobs, as a key sees it that may not see the jobs of other keys."""
+"""A server's list of its jobs, shortened to those that one key has created."""
 
 from __future__ import annotations
 

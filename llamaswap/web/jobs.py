@@ -152,11 +152,11 @@ class JobDirectory:
         jobs[kind, identity] = jobs.pop((kind, identity))  # as the last
         return job
 
-    def of_client(self, access: KeyAccess, kind: str, identity: str, *, found_by_model: bool) -> Job | None:
-        """The job of this ID; None if there is no ID, or if the client may ask the server that it names for the job.
-        Raises HttpError(404)."""
+    def of_client(self, access: KeyAccess, kind: str, identity: str, *, names_model: bool) -> Job | None:
+        """The job of this ID. None if there is no ID, or if the request `names_model` and the key may ask the server of
+        that model for any job. Raises HttpError(404)."""
         job = self.find(access, kind, identity)
-        if job is None and identity and not (found_by_model and access.sees_all_jobs):
+        if job is None and identity and not (names_model and access.sees_all_jobs):
             way_out = "; to ask a server for it, name its model as ?model=NAME" if access.sees_all_jobs else ""
             raise HttpError(404, f"{kind} with id '{identity[:LONGEST_ID]}' not found{way_out}")
         return job

@@ -39,7 +39,7 @@ class KeyAccess:
 
     @property
     def sees_all_jobs(self) -> bool:
-        """Whether the jobs of all keys are shown to it: to one with the scope admin, and to one that is a mere text."""
+        """Whether the jobs of all keys are shown to it: to one with the scope admin, and to one without a name."""
         return not self.name or "admin" in self.key.scopes
 
     def may_use(self, *names: str) -> bool:
@@ -106,7 +106,7 @@ class KeyAccess:
 
     def require_unbounded(self, what: str) -> None:
         """Raise HttpError(403) if the key has limits or rules: they do not apply to what is in `what`."""
-        if self.limited or self.filters is not None or self.key.max_tokens or self.key.max_duration:
+        if self.limited or self.key.ruled:
             raise HttpError(
                 403, f"the API key {self.name} has limits or rules, which do not apply to what is in {what}", "scope"
             )
@@ -147,8 +147,8 @@ OPEN = KeyAccess()
 
 
 def access_of(key: ApiKey, all_keys: Collection[ApiKey]) -> KeyAccess:
-    """What a key may do. A key that is a mere text may do everything; without `scopes` a mapping may as well, unless
-    another key has some."""
+    """What a key may do. A key without a name may do everything. One with a name and without `scopes` may as well,
+    unless another key has some."""
     scopes = frozenset(key.scopes)
     if not scopes:
         scopes = INFER_ONLY if key.name and any(other.scopes for other in all_keys) else ALL_SCOPES
