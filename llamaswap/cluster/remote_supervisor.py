@@ -102,8 +102,8 @@ class RemoteSupervisor:
             return succeed(None)
         waiter: Deferred[None] = Deferred()
         self._stop_waiters.append(waiter)
+        self._settle(ModelUnloaded(self.model.id))
         if self.state != STOPPING:
-            self._settle(ModelUnloaded(self.model.id))
             self._stop_until = self.clock.seconds() + STOP_MARGIN
             self._stop_until += self.model.unload_timeout if grace is None else grace
             self._show(STOPPING)
@@ -230,8 +230,8 @@ class RemoteSupervisor:
         self._error = error.cause if isinstance(error, StartFailed) else str(error)
         if self._told:
             self._tell_once()
-        self._ended()
         self._settle(error)
+        self._ended()
 
     # -- what the host says --------------------------------------------------------------------------------
 
@@ -308,6 +308,8 @@ class RemoteSupervisor:
         waiters, self._stop_waiters = self._stop_waiters, []
         for waiter in waiters:
             self.clock.callLater(0, waiter.callback, None)
+        if self._waiters:  # it was wanted again while it stopped
+            self._begin()
 
     def _settle(self, result: Endpoint | LlamaswapError) -> None:
         """Tell those that wait for the server, on the next turn."""

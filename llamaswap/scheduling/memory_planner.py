@@ -91,7 +91,11 @@ def use_of(state: SchedulerState, server: ModelState) -> Sizes | None:
     """What a model that is up uses at most; None if it is unknown."""
     ledger = state.ledger_on(server.host)
     if server.phase is not Phase.LOADING:
-        return expected_use(ledger, server.model, server.memory)
+        used = expected_use(ledger, server.model, server.memory)
+        if not server.host or server.memory is None or used is None:
+            return used
+        # Ray has reserved what the load was decided with, and would refuse a load that counts on less.
+        return {name: max(used.get(name, 0), server.memory.get(name, 0)) for name in {**used, **server.memory}}
     if server.memory is None:
         return None
     used = ledger.used.get(server.model, {})  # what it used while it was suspended

@@ -188,6 +188,33 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.clock.advance(0.0)
         self.successResultOf(stopped)
 
+    def test_server_that_is_wanted_again_while_it_stops_is_started_when_it_has_stopped(self) -> None:
+        """A reload restarts a model that is loading; its requests waited forever."""
+        self.ready()
+        stopped = self.server.stop()
+        self.server.set_place(StartSwap(8, "a", (), "test", 0.0, gpus=("gpu0",), host="nas", sizes={"gpu0": 7}))
+        found: list[object] = []
+        self.server.ensure_ready().addBoth(found.append)
+        self.assertEqual(self.server.state, "stopping")
+        self.server.heard(None)
+        self.clock.advance(0.0)
+        self.successResultOf(stopped)
+        self.assertEqual((self.server.state, self.server.identity), ("starting", (5, 8)))
+        self.server.heard(evolve(READY, generation=8))
+        self.clock.advance(0.0)
+        self.assertEqual(len(found), 1)
+
+    def test_start_that_waits_for_a_stop_fails_when_the_server_is_stopped_again(self) -> None:
+        self.ready()
+        self.server.stop()
+        found: list[object] = []
+        self.server.ensure_ready().addErrback(lambda failure: found.append(failure.value))
+        self.server.stop()
+        self.clock.advance(0.0)
+        self.assertIsInstance(found[0], ModelUnloaded)
+        self.server.heard(None)
+        self.assertEqual(self.server.state, "stopped")
+
     def test_start_that_failed_does_not_disturb_the_next_one(self) -> None:
         self.hosts.slow = True
         self.begin()

@@ -203,6 +203,12 @@ class ChoiceTests(SynchronousTestCase):
         world.run("a", "c", "b")
         self.assertEqual(world.hosts(), {"a": "", "c": "nas", "b": "nas"})
 
+    def test_model_that_uses_less_than_was_reserved_for_it_keeps_that_on_its_host(self) -> None:
+        """Otherwise Ray refuses the next load there, again and again, and its requests get 503."""
+        world = hosts(here=10, nas=100).run("a", "b")
+        world.change("nas", ledger=ram_of(100, used={"a": {"ram": 1}, "b": {"ram": 1}}))
+        self.assertEqual((world.load("c").host, len(world.swaps[-1].evict)), ("nas", 1))
+
     def test_need_that_only_another_host_knows_counts_there(self) -> None:
         """This machine may have no file to estimate it from."""
         world = hosts(here=10, nas=100, box=50).run("b", "c")
