@@ -268,6 +268,8 @@ class Inference:
         access.require_ruled(content.json is not None or head.method != b"POST" or head.path in FORM_ROUTES)
         known = head.path in ALL_ROUTES - OLLAMA_ROUTES or content.ollama is not None or is_bounded(facts.path)
         access.require_bounded(known or head.method != b"POST")
+        if access.models is not None and asked:
+            content.rename(asked)  # also where the server could read another name than was read here
         if target is not None:
             if access.models is not None:
                 access.require_model(asked, *target.names)

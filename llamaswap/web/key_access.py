@@ -128,6 +128,23 @@ class KeyAccess:
                 "scope",
             )
 
+    def require_model_path(self, of_model: bool) -> None:
+        """Raise HttpError(403) if a request to a peer is for a path that is not a model's, and the key has no scope
+        admin: the peer gets its own key, which may allow everything there."""
+        if not of_model and "admin" not in self.scopes:
+            raise HttpError(
+                403,
+                f"the API key {self.name} has no scope admin, so of a peer it may only use the model routes",
+                "scope",
+            )
+
+    def require_readable(self, readable: bool) -> None:
+        """Raise HttpError(403) if it cannot be told which model a request names, and the key may not use every one."""
+        if not readable and self.models is not None:
+            raise HttpError(
+                403, f"the API key {self.name} may use some models only, so it must name one in JSON or a form", "scope"
+            )
+
     def require_job_paths(self, about_jobs: bool) -> None:
         """Raise HttpError(403) if the key may see only its own jobs, and a request here is about those of a server."""
         if about_jobs and not self.sees_all_jobs:

@@ -145,6 +145,8 @@ class Passthrough:
                 target = target.of_request(head, _load_refusal(config, target.model, head, rest))
             tracked = is_model_path(head.method, rest)
             metered = head.method == b"POST" and rest in ALL_ROUTES
+            if target.peer is not None:
+                facts.access.require_model_path(is_model_path(head.method, rest))
         facts.access.require_job_paths(may_be_job_path(rest))
         facts.access.require_counted(metered and not target.bypass)
         request = ProxyRequest.of(
@@ -156,7 +158,9 @@ class Passthrough:
             tracked=tracked,
             metered=metered,
         )
-        if target.peer is not None and target.peer_model != target.name and _is_readable(head):
+        if target.peer is not None and facts.access.models is not None:
+            await self._rename_always(request)
+        elif target.peer is not None and target.peer_model != target.name and _is_readable(head):
             await self._rename(request)
         elif request.metered:
             await self._capture(request)
@@ -168,6 +172,15 @@ class Passthrough:
         content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
         if content.model == request.requested:
             content.rename(request.target.peer_model)
+        request.streaming = content.streaming
+        await request.send_as_is(content, self.run)
+
+    async def _rename_always(self, request: ProxyRequest) -> None:
+        """Let the body name the model of the path, which is one of those that the key may use."""
+        exchange, access = request.exchange, request.facts.access
+        access.require_readable(_is_readable(exchange.head) or exchange.head.method != b"POST")
+        content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
+        content.rename(request.target.peer_model)
         request.streaming = content.streaming
         await request.send_as_is(content, self.run)
 
