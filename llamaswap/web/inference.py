@@ -358,6 +358,9 @@ class Inference:
 
         A content that cannot be sent is recorded like the failures that come later.
         """
+        if target.peer is not None or (others and any(one.peer is not None for one in others)):
+            listed = is_model_path(exchange.head.method, exchange.head.path) or is_websocket_route(exchange.head)
+            facts.access.require_model_path(listed or is_bounded(facts.path) or content.job is not None)
         request = ProxyRequest.of(
             exchange,
             facts,

@@ -116,21 +116,22 @@ class ModelScopeTests(SynchronousTestCase):
         get(b"/upstream/beta/slots/1")
         self.assertEqual(self.stage.forwarding.upstream.name, "beta")
 
-    def peer(self, path, body=b"", kind=b"application/json", method=b"POST", serve="ask"):
+    def peer(self, path, body=b"", kind=b"application/json", method=b"POST", serve="ask", key=b"sk-child"):
         """What a peer gets of a key for one of its models: (path and query, body), or the status of the refusal."""
-        keys = (evolve(CHILD, models=("lab/delta",)), ADMIN)
+        keys = (evolve(CHILD, models=("lab/delta", "zeta")), ADMIN)
         self.stage = Stage()
         self.stage.router.config = config(api_keys=keys)
         self.stage.inference.authenticate = self.stage.passthrough.authenticate = Authenticator(lambda: keys)
-        headers = ((b"Content-Type", kind), (b"x-api-key", b"sk-child"))
+        headers = ((b"Content-Type", kind), (b"x-api-key", key))
         asked = getattr(self.stage, serve)(method, path, body, *headers)
         if not self.stage.forwarder.forwarded:
             return asked.sink.status
         return self.stage.forwarding.head.target, self.stage.forwarding.sent
 
     def test_a_peer_reads_no_other_model_than_the_one_that_was_checked(self):
-        found = self.peer(b"/v1/chat/completions?model=eps", b'{"model":"lab/delta","model":"eps"}')
-        self.assertEqual(found, (b"/base/v1/chat/completions?model=delta", b'{"model":"delta","model":"delta"}'))
+        target, sent = self.peer(b"/v1/chat/completions?model=delta", b'{"model":"zeta","model":"delta"}')
+        self.assertTrue(target.endswith(b"/v1/chat/completions?model=zeta"), target)
+        self.assertEqual(sent, b'{"model":"zeta","model":"zeta"}')
 
     def test_a_peer_is_asked_for_no_other_model_at_its_address(self):
         upstream, chat = b"/upstream/lab/delta", b"/v1/chat/completions"
@@ -145,6 +146,9 @@ class ModelScopeTests(SynchronousTestCase):
         """Its own key for the peer was sent with requests such as /api/models/unload."""
         for method, path in ((b"POST", b"/api/models/unload"), (b"GET", b"/api/config"), (b"GET", b"/logs")):
             self.assertEqual(self.peer(b"/upstream/lab/delta" + path, method=method, serve="upstream"), 403)
+        self.assertEqual(self.peer(b"/v1/keys", b'{"model":"lab/delta"}'), 403)
+        target, _ = self.peer(b"/v1/keys", b'{"model":"lab/delta"}', key=b"sk-admin")
+        self.assertTrue(target.endswith(b"/v1/keys"), target)
 
     def test_a_key_with_limits_reaches_no_page_that_is_not_counted(self):
         keys = (evolve(CHILD, rpm=3), ADMIN)
