@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from attrs import define, field
 
-from llamaswap.cli.client import ClientError, JsonObject
+from llamaswap.cli.client import ClientError, JsonObject, quoted
 from llamaswap.cli.context import CliContext, by_name, model_names, remote
 from llamaswap.cli.streaming import StreamPiece, StreamStats, collect
 
@@ -228,7 +228,8 @@ def _command(context: CliContext, conversation: Conversation, word: str, rest: s
     elif word == "/system":
         conversation.system = rest
     elif word == "/model":
-        conversation.model = rest or choose(context, ask)
+        conversation.model = _known(context, rest) if rest else choose(context, ask)
+        context.note(conversation.model)
     elif word == "/set":
         name, _, value = rest.partition(" ")
         if value:
@@ -239,6 +240,16 @@ def _command(context: CliContext, conversation: Conversation, word: str, rest: s
             context.note(f"{name}: {json.dumps(value, ensure_ascii=False)}")
     else:
         context.note(HELP)
+
+
+def _known(context: CliContext, name: str) -> str:
+    """The name that the server knows: this, or the only one that begins with it. Raises ClientError."""
+
+    def ask(one: str) -> str:
+        context.client.json(f"/v1/models/{quoted(one)}")
+        return one
+
+    return by_name(context.client, name, ask)
 
 
 def _value(text: str) -> object:

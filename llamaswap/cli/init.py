@@ -119,6 +119,8 @@ def ollama(context: CliContext, folder: Path | None, output: str, force: bool) -
     for place in places:
         models = disk.ollama_models(place, installed.get("llama-server", "llama-server"))
         if models:
+            for line in disk.unusable_ollama_models(place):
+                context.note(f"skipped {line}", "yellow")
             write(context, evolve(ScanResult(engines=installed), models=tuple(models)), output, force)
             return
     raise click.ClickException(

@@ -28,6 +28,9 @@ GPUS_PLACEHOLDER = "${GPUS}"
 COMFYUI_CONCURRENCY = 50  # its page requests dozens of files at once
 
 
+SET_CMD = "set cmd to the command that starts its server, or proxy to the address of one that runs"
+
+
 @frozen
 class ModelDraft:
     """A model whose values are not decoded yet. `tree` is None for an entry that is null or not a mapping.
@@ -64,7 +67,7 @@ class ModelDraft:
             report.error(
                 f"model {self.id}: cmd is missing" + (", and proxy uses ${PORT}" if given_proxy else ""),
                 path,
-                hint="set cmd to the command that starts its server, or proxy to the address of one that runs",
+                hint=SET_CMD,
             )
             # so that ${PORT} is not reported again
             tree = evolve(tree, entries={**tree.entries, "proxy": macros.text("")})
@@ -140,6 +143,8 @@ def drafts(node: Node | None, report: Diagnostics) -> dict[str, ModelDraft]:
         tree = entry if isinstance(entry, MappingNode) else None
         if tree is None and not is_null(entry):
             report.error(f"{path} must be a mapping with a `cmd`, not {kind_of(entry)}", path, entry)
+        elif tree is None:
+            report.warn(f"model {name}: cmd is missing, so it cannot be loaded", path, entry, hint=SET_CMD)
         block = tree.get("macros") if tree is not None else None
         found[name] = ModelDraft(name, tree, macros.declared(block, f"{path}.macros", f"model {name}: ", report))
     return found

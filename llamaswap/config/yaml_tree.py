@@ -116,6 +116,8 @@ def _compose(text: str, file: str) -> Node | None:
             raise fail(TOO_DEEP, at=SourceLocation(file, line))
         words = ", ".join(part for part in (error.context, error.problem) if part)
         hint = 'quote text that begins with a special character, such as "${MACRO}" in a list'
+        if "mapping values are not allowed" in words:
+            hint = "write a value that contains a colon and a blank in quotes, or on its own lines below `|`"
         if mark is not None and re.match(r" *\t", "".join(text.split("\n")[mark.line : mark.line + 1])):
             hint = "indent with blanks, YAML takes no tabs"
         raise fail(f"not valid YAML: {words}", at=SourceLocation(file, line), hint=hint)

@@ -105,11 +105,21 @@ def ollama_models(
     folder: Path, program: str = "llama-server", should_stop: ShouldStop = never_stop
 ) -> list[FoundModel]:
     """The models in a folder of Ollama's, which llama-server can serve from their files."""
+    return [model for model in _ollama_store(folder, program, should_stop) if isinstance(model, FoundModel)]
+
+
+def unusable_ollama_models(folder: Path) -> list[str]:
+    """A line for each entry in a folder of Ollama's that `ollama_models` leaves out, with the reason."""
+    return [line for line in _ollama_store(folder, "", never_stop) if isinstance(line, str)]
+
+
+def _ollama_store(folder: Path, program: str, should_stop: ShouldStop) -> Iterator[FoundModel | str]:
+    """The models of a store, and for what cannot be used its path and the reason."""
     manifests = folder / "manifests"
-    found: list[FoundModel] = []
     for path in sorted(files(manifests, "", should_stop)):
         if should_stop():
             break
+        place = path.relative_to(manifests)
         try:
             layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
             by_kind: dict[str, list[Path]] = {}
@@ -117,11 +127,14 @@ def ollama_models(
                 kind = layer["mediaType"].rpartition(".")[2]
                 by_kind.setdefault(kind, []).append(folder / "blobs" / layer["digest"].replace(":", "-"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # an incomplete download, or another file
-        if not by_kind.get("model") or not os.path.exists(by_kind["model"][0]):
+            yield f"{place}: it is not a manifest"
             continue
-        found.append(_ollama_model(path.relative_to(manifests), by_kind, program))
-    return found
+        if not by_kind.get("model"):
+            yield f"{place}: it names no file of a model"
+        elif not os.path.exists(by_kind["model"][0]):
+            yield f"{place}: {by_kind['model'][0]} is missing; the download is incomplete"
+        else:
+            yield _ollama_model(place, by_kind, program)
 
 
 def _ollama_model(manifest: Path, layers: Mapping[str, Sequence[Path]], program: str) -> FoundModel:

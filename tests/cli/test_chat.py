@@ -34,6 +34,7 @@ class ConversationCase(SynchronousTestCase):
     def setUp(self):
         self.server = Server().on("POST /v1/chat/completions", chat("fine"))
         self.server.on("GET /v1/models", {"data": [{"id": name} for name in ("owl", "cat", "cat-big")]})
+        self.server.on("GET /v1/models/cat", {}).on("GET /v1/models/cat-big", {}).on("GET /v1/models/owl", {})
         self.context = CliContext(connect=lambda url, key: ApiClient(url, self.server.send, key))
 
     def talk(self, *lines):
@@ -65,6 +66,10 @@ class TalkTests(ConversationCase):
         first, second = self.talk("/model cat", "/system be brief", "a", "/model", "3", "/system", "b")
         self.assertEqual((first["model"], first["messages"][0]), ("cat", {"role": "system", "content": "be brief"}))
         self.assertEqual((second["model"], second["messages"][0]["role"]), ("cat-big", "user"))
+
+    def test_change_to_an_unknown_model_keeps_the_model_and_a_prefix_is_enough(self):
+        bodies = self.talk("/model nosuch", "a", "/model cat-", "b")
+        self.assertEqual([body["model"] for body in bodies], ["owl", "cat-big"])
 
     def test_unknown_command_is_not_sent_and_a_path_is_a_prompt(self):
         (body,) = self.talk("/nope", "/etc/hosts is a file", "/bye", "never sent")

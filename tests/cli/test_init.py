@@ -1,6 +1,7 @@
 """init, import ollama and pull: what they write and what they take."""
 
 import io
+import json
 import socket
 import threading
 from pathlib import Path
@@ -78,6 +79,19 @@ class OllamaTests(SynchronousTestCase):
         self.assertEqual(model.filters.system_prompt, 'Be\n"kind".')
         self.assertEqual(dict(model.filters.set_params), {"stop?": ["x"]})
         self.assertIn("llama3.2-1b: not taken over: the parameter tfs_z, the prompt template", done.stdout)
+
+    def test_import_names_the_models_that_it_skips(self):
+        root = ollama_store(Path(self.mktemp()).absolute())
+        tags = root / "manifests/registry.ollama.ai/library/odd"
+        tags.mkdir(parents=True)
+        (tags / "text").write_text("{")
+        (tags / "bare").write_text('{"layers": []}')
+        layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:ff"}
+        (tags / "cut").write_text(json.dumps({"layers": [layer]}))
+        done = invoke(["import", "ollama", "--from", str(root), "-o", str(Path(self.mktemp()))])
+        lines = [line.rpartition("odd/")[2] for line in done.stderr.splitlines() if line.startswith("skipped ")]
+        self.assertEqual([line.partition(":")[0] for line in lines], ["bare", "cut", "text"])
+        self.assertIn(str(root / "blobs/sha256-ff"), lines[1])
 
     def test_import_without_models_names_the_searched_folder(self):
         empty = Path(self.mktemp())

@@ -43,6 +43,9 @@ class Defaults(LoadCase):
         for text in ("models:\n\towl: {cmd: x}\n", "models:\n  owl:\n  \tcmd: x\n"):
             self.err(text, "blanks", "no tabs")
 
+    def test_colon_in_a_command_is_named(self):
+        self.err("models:\n  owl:\n    cmd: python3 -c \"print('a: b')\" x\n", "f0.yaml:3", "colon", "`|`")
+
     def test_place_for_anchors_is_not_an_unknown_key(self):
         self.ok("lib: &a {x: 1}\nx-mine: 2\n")
         self.assertEqual(self.loaded.warnings, ())
@@ -83,6 +86,7 @@ class Defaults(LoadCase):
         """config T011"""
         model = self.ok("models: {owl: ~}").models["owl"]
         self.assertEqual((model.cmd, model.proxy, model.check_endpoint, model.timeouts.connect), ("", "", "", 0))
+        self.warned("f0.yaml:1", "models.owl", "cmd is missing")
 
     def test_metadata_keeps_types_in_the_dialect(self):
         """config T012"""
