@@ -56,6 +56,16 @@ class Chats(harness.MockCase):
         box = page.get_by_role("region", name="Conversation", exact=True)
         return bool(box.evaluate("box => box.scrollHeight - box.scrollTop - box.clientHeight < 4"))
 
+    def test_model_of_a_link_is_chosen_although_a_conversation_with_another_was_open(self) -> None:
+        page = self.chat()
+        self.answers(page, sse("fine"))
+        page.get_by_role("combobox", name="Model").first.select_option("gpt-oss-120b")
+        self.say(page, "hi")
+        self.stored(page, "fine")
+        page.goto(f"{self.url}/ui/playground?tab=chat&model=qwen3-coder-30b")
+        page.get_by_role("region", name="Conversation", exact=True).get_by_text("fine").wait_for()
+        self.assertEqual(page.get_by_role("combobox", name="Model").first.input_value(), "qwen3-coder-30b")
+
     # -- faults ---------------------------------------------------------------------------------------------
 
     def test_several_files_are_all_attached(self) -> None:

@@ -377,7 +377,7 @@ class MockDefects(harness.MockCase):
     def test_a_gap_in_a_text_is_filled(self) -> None:
         page = self.page("playground?tab=complete")
         self.live(page)
-        page.get_by_role("button", name="Fill a gap").click()
+        page.get_by_role("button", name="Fill in the middle").click()
         page.get_by_label("Model", exact=True).select_option("qwen3-coder-30b")
         page.get_by_label("Before the gap").fill("def add(a, b):\n    ")
         page.get_by_label("After the gap").fill("\n    return total")
@@ -522,6 +522,13 @@ class MockDefects(harness.MockCase):
         page = self.page()
         page.locator(".notice", has_text="no such tensor").wait_for()
         self.assertEqual(page.locator(".notice", has_text="client disconnected").count(), 0)
+
+    def test_response_that_failed_after_its_status_is_marked_as_failed(self) -> None:
+        self.world.rows[-2] |= {"error_msg": "no such tensor", "resp_status_code": 200}
+        page = self.page("requests")
+        page.locator("tr[data-row]", has_text="no such tensor").locator(".chip.s-failed", has_text="200").wait_for()
+        self.turn(page, "")
+        page.locator(".notice", has_text="no such tensor").get_by_text("Failed response from").wait_for()
 
     def test_before_the_server_has_answered_nothing_is_said_to_be_well(self) -> None:
         context = self.context()

@@ -120,6 +120,15 @@ class MockFeedback(harness.MockCase):
         self.world.down = False
         row(page, "gpt-oss-120b").wait_for()
 
+    def test_page_that_was_opened_during_a_short_loss_of_the_network_is_whole_afterwards(self) -> None:
+        page = self.page()
+        self.live(page)
+        page.context.set_offline(True)
+        page.get_by_role("navigation", name="Main", exact=True).get_by_role("link", name="Models").click()
+        page.get_by_text("could not be fetched").wait_for()
+        page.context.set_offline(False)
+        row(page, "gpt-oss-120b").wait_for()
+
     def test_part_whose_fetch_fails_after_the_server_is_back_is_fetched_again(self) -> None:
         page = self.page()
         self.live(page)

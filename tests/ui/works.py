@@ -92,7 +92,7 @@ class Works(harness.RealCase):
         page = self.page("usage?by=model")
         self.live(page)
         page.locator("table.usage tr", has_text="parrot").locator("td.num").first.wait_for()
-        page.get_by_role("img", name=re.compile("Tokens in each day: .+ [1-9]")).wait_for()
+        page.get_by_role("img", name=re.compile("Tokens per day: .+ [1-9]")).wait_for()
         page.get_by_text("llamaswap keys add NAME").wait_for()
         with page.expect_download() as saved:
             page.get_by_role("button", name="CSV").click()

@@ -167,7 +167,10 @@ function Current() {
     return () => { alive = false; };
   }, [page]);
   // Browsers may remember that a part could not be fetched; a document that is read again asks for it again.
-  useEffect(() => { if (failed.peek()) location.reload(); }, [reopened.value]);
+  const again = () => { if (failed.peek()) location.reload(); };
+  useEffect(again, [reopened.value]);
+  // A short loss of the network does not end the event stream.
+  useEffect(() => { addEventListener("online", again); return () => removeEventListener("online", again); }, []);
   void ready.value;
   if (page === NOWHERE) {
     return <div class="page"><Empty title={`There is no page at ${location.pathname}`}><p><a href={href("")}>Overview</a></p></Empty></div>;

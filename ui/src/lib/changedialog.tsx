@@ -45,7 +45,7 @@ export function ChangeDialog(props: { title: string; before: Shown; after: strin
       {errors.map((item, i) => <Problem key={i} text={[item.path, item.message].filter(Boolean).join(": ")} />)}
       {valid && impact && <ImpactList impact={impact} />}
       {warnings.map((item, i) => <p key={i} class="muted">{item.message}</p>)}
-      {valid && <p class="muted">What is in force now is kept under Config, Versions.</p>}
+      {valid && <p class="muted">The current configuration is kept under Config, Versions.</p>}
       <DiffView label="Changes" before={props.before.text} after={props.after} />
     </Dialog>
   );

@@ -258,7 +258,7 @@ export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?:
       title={
         <span class="row">
           Request {props.id}
-          {row && <StatusCode code={row.resp_status_code} />}
+          {row && <StatusCode code={row.resp_status_code} failed={Boolean(row.error_msg)} />}
           <IconButton icon="left" label="Newer request" disabled={!props.previous} onClick={props.previous} />
           <IconButton icon="right" label="Older request" disabled={!props.next} onClick={props.next} />
         </span>

@@ -44,7 +44,7 @@ export function figuresOf(data: Metrics): Figure[] {
     {
       label: "First token, p95",
       value: duration(data.first_token_p95_ms),
-      hint: data.first_token_p95_ms ? "19 of 20 are sooner" : "no answer was streamed",
+      hint: data.first_token_p95_ms ? "95 % took less" : "no answer was streamed",
       link: href("requests", { sort: "first_token", order: "desc" }),
       course: at.map((t) => series.get(t)?.first_token_p95_ms ?? null),
     },

@@ -9,22 +9,19 @@ export function ImpactList({ impact }: { impact: Impact }) {
   return (
     <div class="impact">
       <h3>Effect of saving</h3>
-      {some.length ? (
-        some.map(([name, list]) => (
-          <p key={name}>
-            {name}:{" "}
-            {list.map((model, i) => (
-              <>
-                {i ? ", " : ""}
-                <b>{model}</b>
-                {name !== "New" && activeOn(model) ? <span class="bad"> ({plural(activeOn(model), "active request")})</span> : null}
-              </>
-            ))}
-          </p>
-        ))
-      ) : (
-        <p>No model restarts.</p>
-      )}
+      {some.map(([name, list]) => (
+        <p key={name}>
+          {name}:{" "}
+          {list.map((model, i) => (
+            <>
+              {i ? ", " : ""}
+              <b>{model}</b>
+              {name !== "New" && activeOn(model) ? <span class="bad"> ({plural(activeOn(model), "active request")})</span> : null}
+            </>
+          ))}
+        </p>
+      ))}
+      {!some.length && <p>No model restarts.</p>}
     </div>
   );
 }

@@ -148,8 +148,9 @@ export function FailedMark({ model }: { model: { id: string; state: string; fail
   );
 }
 
-export function StatusCode({ code }: { code: number }) {
-  const kind = code >= 200 && code < 300 ? "ready" : code === 499 || code === 0 ? "draining" : code >= 500 ? "failed" : "loading";
+/** `failed`: the response broke off after its status, which says nothing of that. */
+export function StatusCode({ code, failed }: { code: number; failed: boolean }) {
+  const kind = code >= 200 && code < 300 ? (failed ? "failed" : "ready") : code === 499 || code === 0 ? "draining" : code >= 500 ? "failed" : "loading";
   const mark = kind === "ready" ? "✓" : kind === "draining" ? "–" : kind === "failed" ? "✕" : "!";
   return (
     <span class={`chip s-${kind}`}>

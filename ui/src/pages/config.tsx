@@ -246,7 +246,7 @@ export function ConfigPage() {
     <div class="page config-page">
       <div class="page-head">
         <h1>Config</h1>
-        <span class="muted grow">{ready && (editable.value ? (dirty ? "changed, not saved" : "as in force") : "read-only: editing is not enabled on this server")}</span>
+        <span class="muted grow">{ready && (editable.value ? (dirty ? "changed, not saved" : "no changes") : "read-only: editing is not enabled on this server")}</span>
         {ready && (
           <>
             <CopyButton text={() => draft.text.peek()} label="Copy the text" />
@@ -318,7 +318,7 @@ export function ConfigPage() {
           }
         >
           {impact && <ImpactList impact={impact} />}
-          <p class="muted">What is in force now is kept under Versions.</p>
+          <p class="muted">The current configuration is kept under Versions.</p>
           <DiffView label="Changes" before={shown.value.text} after={draft.text.value} />
         </Dialog>
       )}

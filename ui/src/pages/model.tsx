@@ -181,12 +181,12 @@ function Body({ id, tab }: { id: string; tab: string }) {
                           ? `${clock(detail.ttl_s)} once idle`
                           : clock(ttlLeft(detail, record?.at ?? now.value, now.value)),
                 ],
-                ["Memory", [memoryText(id), need && `known by: ${need.source}${need.samples ? `, ${plural(need.samples, "sample")}` : ""}`].filter(Boolean).join("; ")],
+                ["Memory", [memoryText(id), need && `${need.source}${need.samples ? ` from ${plural(need.samples, "load")}` : ""}`].filter(Boolean).join("; ")],
                 ["Replicas", models.value.filter((item) => item.replica_of === id).map((item) => `${item.id} (${item.state})`).join(", ")],
                 ["Replica of", model?.replica_of ? <a href={href("model", { id: model.replica_of })}>{model.replica_of}</a> : ""],
                 ["Slots", known(detail?.slots) && detail?.slots ? String(detail.slots) : ""],
                 ["Groups", detail?.groups?.join(", ")],
-                ["Reached at", detail?.proxy],
+                ["Address", detail?.proxy],
                 ["Speed now", line ? <Sparkline values={line} label="Speed over the last minute" /> : ""],
               ]}
             />

@@ -314,7 +314,7 @@ function useNotices(): Notice[] {
       key: `request-${row.id}`,
       kind: row.resp_status_code >= 500 ? "error" : "warn",
       at: time(row.timestamp),
-      title: `${row.resp_status_code || "Failed"} from ${row.model || "no model"}${rows.length > 1 ? `, ${rows.length} times` : ""}`,
+      title: `${row.resp_status_code >= 400 ? row.resp_status_code : "Failed response"} from ${row.model || "no model"}${rows.length > 1 ? `, ${rows.length} times` : ""}`,
       text: plainError(row.error_msg ?? "") || row.req_path,
       link: href("requests", rows.length > 1 ? { model: row.model, status: "error" } : { status: "error", open: row.id }),
     });

@@ -102,7 +102,7 @@ const Row = memo(function Row({ row, columns, open }: { row: ActivityRow; column
         const text = column.cell(row);
         const inner =
           column.id === "status" ? (
-            <><StatusCode code={row.resp_status_code} /> {row.error_msg && <span class="errmsg">{plainError(row.error_msg)}</span>}</>
+            <><StatusCode code={row.resp_status_code} failed={Boolean(row.error_msg)} /> {row.error_msg && <span class="errmsg">{plainError(row.error_msg)}</span>}</>
           ) : column.id === "model" ? (
             <a href={href("model", { id: row.model })} onClick={(event) => event.stopPropagation()}>{text}</a>
           ) : column.id === "phases" ? (

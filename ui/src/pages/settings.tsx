@@ -113,7 +113,7 @@ export function Settings() {
               ["Commit", build?.commit],
               ["Built", build?.build_date],
               ["Event stream", `${status.value.state}${status.value.error ? `: ${status.value.error}` : ""}`],
-              ["Offers", on.join(", ")],
+              ["Features", on.join(", ")],
             ]}
           />
           <p class="muted pad0">The manual is in the folder <code>docs</code> of the source. <code>llamaswap help</code> explains the commands, <kbd>?</kbd> the keys of this page, and the editor each setting as you type it.</p>

@@ -61,7 +61,7 @@ export function SwapPage() {
                 ["Began", clockTime(data.start)],
                 ["Took", data.end ? seconds(data.end - data.start) : `${seconds(now.value - data.start)} so far`],
                 ["Result", swapFailed(data) ? "failed" : data.end ? "ready" : "under way"],
-                ["Asked by", data.trigger],
+                ["Requested by", data.trigger],
                 ["Unloaded", data.evicted.length ? data.evicted.join(", ") : "nothing"],
                 ["Why", data.explanation],
                 ["Usual load", others.length ? `${seconds(median(others.map((item) => (item.end as number) - item.start)))} (median of ${others.length})` : ""],

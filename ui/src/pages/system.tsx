@@ -88,7 +88,7 @@ function Charts() {
         </Panel>
       )}
       {last && (
-        <Panel title="Host" aside={<span class="muted num">{`${gib(last.mem_used_mb)} of ${gib(last.mem_total_mb)} GiB memory, ${gib(last.swap_used_mb)} of ${gib(last.swap_total_mb)} GiB swap`}</span>}>
+        <Panel title="Host" aside={<span class="muted num">{`${gib(last.mem_used_mb)} of ${gib(last.mem_total_mb)} GiB memory${last.swap_total_mb ? `, ${gib(last.swap_used_mb)} of ${gib(last.swap_total_mb)} GiB swap` : ""}`}</span>}>
           <div class="chart-grid">
             {hostChart(`CPU, ${cores} cores`, "%", [["average", average], ["busiest core", (s) => Math.max(0, ...(s.cpu_util_per_core ?? []))]], 100)}
             {hostChart("Memory", "%", [["memory", (s) => (s.mem_total_mb ? (s.mem_used_mb / s.mem_total_mb) * 100 : 0)], ["swap", (s) => (s.swap_total_mb ? (s.swap_used_mb / s.swap_total_mb) * 100 : 0)]], 100)}

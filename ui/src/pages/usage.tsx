@@ -8,7 +8,7 @@ import { href, route, setQuery } from "../lib/router";
 import type { KeyList, Usage, UsageRow } from "../lib/types";
 import { Bar, Btn, Empty, Panel, Problem, Segmented, Spinner, attempt, saveFile, useLoad } from "../lib/widgets";
 
-const SPANS = [["1", "24 h"], ["7", "7 days"], ["30", "30 days"], ["365", "a year"]] as const;
+const SPANS = [["1", "24 h"], ["7", "7 days"], ["30", "30 days"], ["365", "1 year"]] as const;
 const GROUPS = [["key,model", "Key and model"], ["key", "Key"], ["model", "Model"], ["client", "Client"]] as const;
 const LABELS: Record<string, string> = { key: "Key", model: "Model", client: "Client" };
 const HEIGHT = 80;
@@ -64,8 +64,8 @@ function Chart({ rows, unit, since }: { rows: UsageRow[]; unit: "hour" | "day"; 
   const when = (at: number): string => new Date(at * 1000).toLocaleString([], unit === "hour" ? { hour: "2-digit", minute: "2-digit" } : { dateStyle: "short", timeZone: "UTC" });
   return (
     <figure class="hist">
-      <figcaption>Tokens in each {unit} <span class="muted">at most {short(top)}</span></figcaption>
-      <svg viewBox={`0 0 ${bars.length} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label={`Tokens in each ${unit}: ${bars.filter((bar) => bar.sum).map((bar) => `${when(bar.at)} ${count(bar.sum)}`).join(", ") || "none"}`}>
+      <figcaption>Tokens per {unit} <span class="muted">at most {short(top)}</span></figcaption>
+      <svg viewBox={`0 0 ${bars.length} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label={`Tokens per ${unit}: ${bars.filter((bar) => bar.sum).map((bar) => `${when(bar.at)} ${count(bar.sum)}`).join(", ") || "none"}`}>
         {bars.map((bar, index) => (
           <rect key={bar.at} x={index + 0.1} y={HEIGHT - (bar.sum / top) * HEIGHT} width={0.8} height={(bar.sum / top) * HEIGHT}>
             <title>{`${when(bar.at)}: ${count(bar.sum)} tokens`}</title>

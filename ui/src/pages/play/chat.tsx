@@ -44,7 +44,7 @@ async function attach(list: File[]): Promise<Attachment[]> {
     else if (file.type.startsWith("audio/")) out.push({ kind: "audio", name, data: await asUrl(file) });
     else {
       const data = await asText(file);
-      if (data === null) toast("error", `${name} was not attached: it is neither text nor a picture nor a sound`);
+      if (data === null) toast("error", `${name} was not attached: only text, pictures and audio can be`);
       else out.push({ kind: "text", name, data });
     }
   }
@@ -144,12 +144,12 @@ export function Chat() {
   };
   const current = conversation.value;
   useEffect(() => {
-    void openStore().then(takeReplay);
     const wanted = route.peek().query.get("model");
-    if (wanted) {
-      choose(wanted);
-      setQuery({ model: null });
-    }
+    // Now, and again for the conversation that the store brings back.
+    const ask = () => { if (wanted) choose(wanted); };
+    ask();
+    if (wanted) setQuery({ model: null });
+    void openStore().then(ask).then(takeReplay);
   }, []);
   // Text grows also after it was set: formulas, colours and pictures come later.
   useEffect(() => {

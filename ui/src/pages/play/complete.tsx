@@ -52,7 +52,7 @@ export function Complete() {
     <div class="stack">
       <div class="toolbar">
         <ModelSelect label="Model" hint value={model.value} onChange={(id) => (model.value = id)} />
-        <Segmented label="Mode" value={mode.value} options={[["go", "Continue"], ["fill", "Fill a gap"]]} onChange={(value) => (mode.value = value)} />
+        <Segmented label="Mode" value={mode.value} options={[["go", "Continue"], ["fill", "Fill in the middle"]]} onChange={(value) => (mode.value = value)} />
         <span class="grow" />
         {working.value ? (
           <Btn danger onClick={() => working.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>

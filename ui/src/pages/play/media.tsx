@@ -240,7 +240,7 @@ export function Speech() {
             <option key={voice}>{voice}</option>
           ))}
         </select>
-        <Btn onClick={() => void findVoices()} title="Asks the model, which loads it"><Icon name="restart" size={14} /> Find voices</Btn>
+        <Btn onClick={() => void findVoices()} title="Asks the model, which loads it"><Icon name="restart" size={14} /> List voices</Btn>
         <label class="check">
           <input type="checkbox" checked={autoplay.value} onChange={(event) => (autoplay.value = event.currentTarget.checked)} />
           Play at once

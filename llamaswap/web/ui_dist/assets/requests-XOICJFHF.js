@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-4YYOO3WO.js";import"./chunk-N5DNNCON.js";import"./chunk-JIQFARJB.js";import"./chunk-5EXOTGBR.js";import"./chunk-O7FQBWS3.js";import"./chunk-DOFLGDOK.js";import"./chunk-ALHM7MTY.js";import"./chunk-YD2ZDRBC.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
