@@ -31,6 +31,7 @@ from llamaswap.cluster.agent_protocol import (
     HostState,
     agent_config,
     needs_of,
+    sizes_of,
     state_document,
 )
 from llamaswap.config import diff, load
@@ -165,7 +166,10 @@ class Agent:
             if head.method == b"POST" and len(words) == 3 and words[0] == "models":
                 identity = int(document["front"]), int(document["generation"])
                 if words[2] == "start":
-                    return self._start(words[1], identity, document["definition"], str(document["digest"]))
+                    new = EngineState(
+                        *identity, "starting", str(document["digest"]), sizes=sizes_of(document.get("sizes", {}))
+                    )
+                    return self._start(words[1], new, document["definition"])
                 if words[2] == "stop":
                     return self._stop(words[1], identity)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -236,7 +240,8 @@ class Agent:
 
     # -- models --------------------------------------------------------------------------------------------
 
-    def _start(self, model: str, identity: tuple[int, int], definition: object, digest: str) -> dict[str, object]:
+    def _start(self, model: str, new: EngineState, definition: object) -> dict[str, object]:
+        identity = new.identity
         self._know_front(identity[0])
         known = self.engines.get(model)
         if known is not None and known.identity >= identity:
@@ -259,7 +264,7 @@ class Agent:
         problem = router.start_problem(model)
         if problem:
             raise Refused(422, problem, missing=problem)
-        self.engines[model] = EngineState(*identity, "starting", digest)
+        self.engines[model] = new
         self.changed()
         # A process of an earlier decision ends first.
         router.unload([model]).addBoth(self._load, model, identity)

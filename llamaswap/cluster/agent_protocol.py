@@ -35,6 +35,7 @@ class EngineState:
     """One model's server on a host: which front started it, by which of its decisions, and how it is.
 
     `started` and `load_seconds` are seconds; `digest` stands for the definition; `error` says why it is not ready.
+    `sizes` are what was reserved for it, in MiB by device.
     """
 
     front: int
@@ -47,6 +48,7 @@ class EngineState:
     up: float = 0.0
     load_seconds: float = 0.0
     command: str = ""
+    sizes: Mapping[str, int] = Factory(dict)
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -136,6 +138,7 @@ def state_of(text: bytes) -> HostState:
                 up=_finite(one["up"]),
                 load_seconds=_finite(one["load_seconds"]),
                 command=_text(one["command"]),
+                sizes=sizes_of(one.get("sizes", {})),
             )
             for name, one in _some(found["engines"], MAX_MODELS)
         }
@@ -155,6 +158,11 @@ def state_of(text: bytes) -> HostState:
         raise Malformed(f"the agent's state cannot be understood: {error!r}") from None
 
 
+def sizes_of(found: Any) -> dict[str, int]:
+    """Sizes by device, in a document; raises ValueError."""
+    return {_text(device): int(size) for device, size in _some(found, MAX_DEVICES)}
+
+
 def _ledger(found: Any) -> Ledger:
     devices = {
         _text(name): Device(int(one["total"]), int(one["reserve"]), int(one["foreign"]), _text(one["foreign_by"]))
@@ -172,10 +180,7 @@ def _ledger(found: Any) -> Ledger:
         )
         for name, one in _some(found["needs"], MAX_MODELS)
     }
-    used = {
-        _text(name): {_text(device): int(size) for device, size in _some(sizes, MAX_DEVICES)}
-        for name, sizes in _some(found["used"], MAX_MODELS)
-    }
+    used = {_text(name): sizes_of(sizes) for name, sizes in _some(found["used"], MAX_MODELS)}
     loads = {_text(name): _finite(seconds) for name, seconds in _some(found["load_seconds"], MAX_MODELS)}
     pressed: Sequence[object] = found["pressed"][:MAX_DEVICES]
     return Ledger(devices, needs, used, loads, _finite(found["hold"]), frozenset(map(str, pressed)))

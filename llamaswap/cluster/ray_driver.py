@@ -44,6 +44,8 @@ CHECK_LIMIT = 1.0
 MAX_LOG = 1 << 20  # bytes
 MAX_RELEASED = 1000
 T = TypeVar("T")
+names_lock = threading.Lock()
+being_made: set[str] = set()
 released: dict[str, None] = {}
 """The latest reservations that were ended: one that is still being made must not outlast its end."""
 
@@ -150,6 +152,22 @@ def ensure_agent(host: str) -> dict[str, object]:
 
 def reserve(name: str, host: str, sizes: dict[str, int]) -> str:
     """Reserve these resources of a host; returns why they are not there, or ""."""
+    with names_lock:
+        if name in released:
+            return "the reservation was ended before it was made"
+        being_made.add(name)
+    try:
+        why = _make_reservation(name, host, sizes)
+    finally:
+        with names_lock:
+            being_made.discard(name)
+            ended = name in released
+    if ended:
+        release(name)
+    return why
+
+
+def _make_reservation(name: str, host: str, sizes: dict[str, int]) -> str:
     from ray.util.placement_group import get_placement_group, placement_group, remove_placement_group
 
     bundle = {resource: float(size) for resource, size in sizes.items() if size > 0}
@@ -162,7 +180,7 @@ def reserve(name: str, host: str, sizes: dict[str, int]) -> str:
         group = placement_group(
             [bundle], strategy="STRICT_PACK", name=name, lifetime="detached", bundle_label_selector=selector
         )
-    if group.wait(RESERVE_LIMIT) and name not in released:
+    if group.wait(RESERVE_LIMIT):
         return ""
     remove_placement_group(group)
     wanted = ", ".join(f"{resource} {size}" for resource, size in sizes.items())
@@ -177,12 +195,19 @@ def reservations() -> list[str]:
 
 
 def release(name: str) -> None:
-    """Remove the placement group of this name, if there is one."""
+    """Remove the placement group of this name, if there is one.
+
+    Of a group that is removed while it is made, the node's part of Ray keeps the memory until it is restarted. So it is
+    removed as soon as it is made.
+    """
     from ray.util.placement_group import get_placement_group, remove_placement_group
 
-    released[name] = None
-    for old in list(released)[:-MAX_RELEASED]:
-        released.pop(old, None)
+    with names_lock:
+        released[name] = None
+        while len(released) > MAX_RELEASED:
+            released.pop(next(iter(released)))
+        if name in being_made:
+            return
     try:
         remove_placement_group(get_placement_group(name))
     except ValueError:

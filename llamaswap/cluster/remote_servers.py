@@ -167,4 +167,5 @@ class RemoteServers:
             output=None,
             idle_since=now,
             host=host,
+            memory=engine.sizes or None,
         )

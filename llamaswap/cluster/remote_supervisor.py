@@ -179,6 +179,7 @@ class RemoteSupervisor:
             raise HostRefused(self.model.id, host, why)
         document: dict[str, object] = {"front": identity[0], "generation": identity[1]}
         document |= {"definition": self.model.portable(), "digest": digest_of(self.model)}
+        document["sizes"] = dict(start.sizes or {})
         self._told = True
         await self.hosts.tell(host, self.model.id, "start", document)
         self._accepted = True

@@ -284,6 +284,7 @@ class Swaps:
                 suspended=snapshot.asleep,
                 ttl=snapshot.ttl,
                 host=snapshot.host,
+                memory=snapshot.memory,
             )
             if snapshot.asleep:
                 managed.suspended = True

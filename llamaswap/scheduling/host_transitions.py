@@ -13,7 +13,7 @@ from attrs import define, evolve, field
 from llamaswap.errors import UnknownModel
 from llamaswap.scheduling.effects import Effect
 from llamaswap.scheduling.hosts import HostFacts, vanished
-from llamaswap.scheduling.memory import Ledger
+from llamaswap.scheduling.memory import Ledger, Sizes
 from llamaswap.scheduling.memory_transitions import MemoryTransitions
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage
 
@@ -68,14 +68,16 @@ class HostTransitions(MemoryTransitions):
         suspended: bool = False,
         ttl: float | None = None,
         host: str = "",
+        memory: Sizes | None = None,
     ) -> list[Effect]:
         """A server was ready, or suspended, before the scheduler was created, and unused since `idle_since`; or it is
-        on a host that is back."""
+        on a host that is back. `memory` is what was reserved for it there."""
         server = self.state_of(model)
         if model not in self.rules.models or server.phase is not Phase.STOPPED or self.shutdown_error is not None:
             return []
         self._generation += 1
         server.phase = Phase.SUSPENDED if suspended else Phase.READY
+        server.memory = memory
         self._occupy(server, host)
         self.lost.pop(model, None)
         server.generation = self._generation

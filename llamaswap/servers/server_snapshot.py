@@ -24,7 +24,7 @@ class ServerSnapshot:
 
     It was started by `argv`, `env`, `proxy` and `port`. `output` is the descriptor its output is read from, None if it
     closed it; `idle_since` is when its last request ended, or when it was suspended; `ttl` are the
-    idle seconds that a client asked for. It is on `host`, "" for this machine.
+    idle seconds that a client asked for. It is on `host`, "" for this machine, where `memory` is reserved for it.
     """
 
     model: str
@@ -47,6 +47,7 @@ class ServerSnapshot:
     wake_seconds: tuple[float, ...] = ()
     ttl: float | None = None
     host: str = ""
+    memory: Mapping[str, int] | None = None
 
 
 class Adopted(Process):

@@ -76,7 +76,13 @@ class AgentTests(SynchronousTestCase):
         return exchange.sink
 
     def start(self, front: int, generation: int, definition: object = DEFINITION, model: str = "a") -> FakeSink:
-        document = {"front": front, "generation": generation, "definition": definition, "digest": "d"}
+        document = {
+            "front": front,
+            "generation": generation,
+            "definition": definition,
+            "digest": "d",
+            "sizes": {"gpu0": 5},
+        }
         return self.ask("POST", f"/models/{model}/start", document)
 
     def stop(self, front: int, generation: int) -> FakeSink:
@@ -107,6 +113,7 @@ class AgentTests(SynchronousTestCase):
         self.ready()
         engine = self.state().engines["a"]
         self.assertEqual((engine.state, engine.identity, engine.digest), ("ready", (1, 1), "d"))
+        self.assertEqual(engine.sizes, {"gpu0": 5}, "the next front has to count what Ray holds for it")
         self.assertEqual(self.stop(1, 1).status, 200)
         self.assertEqual(self.state().engines, {})
 

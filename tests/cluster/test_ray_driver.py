@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,9 +15,13 @@ from llamaswap.cluster import ray_driver
 
 @define(eq=False)
 class FakeGroups:
-    """Placement groups by name; each is there at once."""
+    """Placement groups by name. `meanwhile` is called while a group is waited for; `removed_early` are those that were
+    removed before that."""
 
     names: set[str] = Factory(set)
+    meanwhile: Callable[[], None] = lambda: None
+    making: bool = False
+    removed_early: list[str] = Factory(list)
 
     def placement_group(self, bundles: object, *, name: str, **_: object) -> object:
         self.names.add(name)
@@ -29,8 +34,13 @@ class FakeGroups:
 
     def remove_placement_group(self, group: SimpleNamespace) -> None:
         self.names.discard(group.name)
+        if self.making:
+            self.removed_early.append(group.name)
 
     def wait(self, limit: float) -> bool:
+        self.making = True
+        self.meanwhile()
+        self.making = False
         return True
 
 
@@ -56,6 +66,12 @@ class ReservationTests(SynchronousTestCase):
         ray_driver.release("a#1.1")
         self.assertNotEqual(ray_driver.reserve("a#1.1", "nas", {"ram_mib": 5}), "")
         self.assertEqual(self.groups.names, set())
+
+    def test_reservation_that_is_released_while_it_is_made_is_removed_after_that(self) -> None:
+        """Otherwise a node of Ray keeps the memory of a group that does not exist any more."""
+        self.groups.meanwhile = lambda: ray_driver.release("a#1.1")
+        ray_driver.reserve("a#1.1", "nas", {"ram_mib": 5})
+        self.assertEqual((self.groups.names, self.groups.removed_early), (set(), []))
 
     def test_names_of_ended_reservations_have_a_bound(self) -> None:
         for number in range(ray_driver.MAX_RELEASED + 5):

@@ -382,6 +382,18 @@ class VanishTests(SynchronousTestCase):
         self.assertIn(ticket.number, world.granted)
         self.assertEqual(len(world.swaps), 1)
 
+    def test_model_that_is_adopted_counts_with_what_is_reserved_for_it(self) -> None:
+        """After a restart Ray still holds the memory of what runs, also of what uses less."""
+        world = hosts(here=10, nas=100)
+        for model in "ab":
+            world.perform(
+                world.scheduler.adopted(model, world.now, world.now, world.now, host="nas", memory={"ram": 40})
+            )
+            world.alive.add(model), world.ready.add(model)
+        world.change("nas", ledger=ram_of(100, used={"a": {"ram": 1}, "b": {"ram": 1}}))
+        world.advance(1.0)
+        self.assertEqual((world.load("c").host, len(world.swaps[-1].evict)), ("nas", 1))
+
     def test_model_that_may_still_run_on_a_host_that_has_not_answered_is_not_loaded_a_second_time(self) -> None:
         world = hosts(here=200, places={"a": at("nas", "here"), "b": at("here")})
         world.send(nas=HostFacts("nas", online=False, awaited=True))
