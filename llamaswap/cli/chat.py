@@ -23,7 +23,7 @@ HELP = """\
 /system [TEXT]       set the system prompt, or remove it
 /set [NAME [VALUE]]  set a parameter such as temperature; without a value, remove it; without a name, show all
 /clear               forget the conversation
-/bye, Ctrl-D         leave; Ctrl-C interrupts a response
+/bye, Ctrl-D         leave; Ctrl-C interrupts a response, or takes a line back
 \"\"\"                  begins and ends a prompt of several lines
 Names of image files in a prompt attach the images."""
 HINT = "/? lists the commands"
@@ -64,9 +64,13 @@ def message(text: str, images: Iterable[Path] = ()) -> JsonObject:
     return {"role": "user", "content": [{"type": "text", "text": text}, *parts] if parts else text}
 
 
-def images_in(text: str) -> list[Path]:
-    """The image files that a text names."""
-    return [Path(name) for name in IMAGE.findall(text) if os.path.isfile(name)]
+def images_in(text: str, missing: Callable[[str], None]) -> list[Path]:
+    """The image files that a text names. `missing` is called with each name that is not a file; an address is none."""
+    names = [name for name in IMAGE.findall(text) if "://" not in name]
+    for name in names:
+        if not os.path.isfile(os.path.expanduser(name)):
+            missing(name)
+    return [Path(name).expanduser() for name in names if os.path.isfile(os.path.expanduser(name))]
 
 
 @define
@@ -190,13 +194,20 @@ def talk(context: CliContext, conversation: Conversation, stats: bool, ask: Ask)
         import readline  # noqa: F401  # line editing and history for input()
     except ImportError:
         pass
+
+    def not_attached(name: str) -> None:
+        context.note(f"{name} is not a file; no image is attached", "yellow")
+
     context.note(HINT)
     while True:
         try:
             line, literal = _read(ask)
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             click.echo()
             return
+        except KeyboardInterrupt:  # it takes back what was typed, as in a shell
+            context.note("\n/bye or Ctrl-D leaves")
+            continue
         word, _, rest = line.partition(" ")
         if word in ("/bye", "/exit", "/quit") and not literal:
             return
@@ -204,7 +215,7 @@ def talk(context: CliContext, conversation: Conversation, stats: bool, ask: Ask)
             if word.startswith("/") and "/" not in word[1:] and not literal:
                 _command(context, conversation, word, rest.strip(), ask)
             elif line:
-                respond(context, conversation, message(line, images_in(line)), stats)
+                respond(context, conversation, message(line, images_in(line, not_attached)), stats)
         except (ClientError, OSError, click.ClickException) as error:
             context.note(str(error), "red")
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from pathlib import Path
 from click import Abort
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.cli.chat import MAX_IMAGE, Conversation, choose, talk
+from llamaswap.cli.chat import MAX_IMAGE, Conversation, choose, images_in, talk
 from llamaswap.cli.client import ApiClient
 from llamaswap.cli.context import CliContext
 from tests.cli.doubles import Server, chat, invoke
@@ -27,7 +27,10 @@ class Typed:
         self.prompts.append(prompt)
         if not self.lines:
             raise EOFError
-        return self.lines.pop(0)
+        line = self.lines.pop(0)
+        if isinstance(line, type):
+            raise line
+        return line
 
 
 class ConversationCase(SynchronousTestCase):
@@ -70,6 +73,15 @@ class TalkTests(ConversationCase):
     def test_change_to_an_unknown_model_keeps_the_model_and_a_prefix_is_enough(self):
         bodies = self.talk("/model nosuch", "a", "/model cat-", "b")
         self.assertEqual([body["model"] for body in bodies], ["owl", "cat-big"])
+
+    def test_interrupted_prompt_does_not_end_the_conversation(self):
+        _, second = self.talk("one", KeyboardInterrupt, "two")
+        self.assertEqual([message["content"] for message in second["messages"]], ["one", "fine", "two"])
+
+    def test_image_that_is_not_a_file_is_named(self):
+        missing = []
+        self.assertEqual(images_in("see no-file.png and http://x/a.png", missing.append), [])
+        self.assertEqual(missing, ["no-file.png"])
 
     def test_unknown_command_is_not_sent_and_a_path_is_a_prompt(self):
         (body,) = self.talk("/nope", "/etc/hosts is a file", "/bye", "never sent")

@@ -91,6 +91,8 @@ class MockFeedback(harness.MockCase):
         page = self.page()
         page.get_by_role("button", name="Close").click()
         self.gone(page.get_by_text("connecting"))
+        page.get_by_text("Unknown without a key").first.wait_for()
+        self.assertEqual(page.get_by_text("Waiting for the server").count(), 0)
         page.get_by_role("button", name="Enter the key").click()
         page.get_by_label("API key").fill("k-1")
         page.get_by_role("button", name="Use this key").click()

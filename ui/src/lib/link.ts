@@ -15,6 +15,9 @@ export const stale = signal(false);
 /** Advances each second while the page is visible and the link is up; frozen otherwise. */
 export const now = signal(Date.now());
 
+/** Why nothing is known of the models yet. */
+export const nothingYet = (): string => (status.value.state === "auth" ? "Unknown without a key" : "Waiting for the server");
+
 const listeners = new Map<string, Set<(data: never) => void>>();
 const topics = new Map<string, number>();
 let post: (message: ToHub) => void = () => undefined;

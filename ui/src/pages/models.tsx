@@ -6,7 +6,7 @@ import { maybe, pathId, url } from "../lib/api";
 import { DASH, ago, bytes, clockTime, count, known, plural, rate, seconds, time } from "../lib/format";
 import { FirstSteps } from "../lib/first";
 import { Icon } from "../lib/icons";
-import { now, reopened } from "../lib/link";
+import { nothingYet, now, reopened } from "../lib/link";
 import { memo } from "../lib/memo";
 import { memoryOf, memoryText, useMemory } from "../lib/memory";
 import { pref } from "../lib/prefs";
@@ -333,7 +333,7 @@ export function Models() {
         <FirstSteps />
       ) : (
         <Panel title="Local models">
-          <Empty title={!modelsKnown.value ? "Waiting for the server" : text || state ? "No model matches" : "No model is configured"}>
+          <Empty title={!modelsKnown.value ? nothingYet() : text || state ? "No model matches" : "No model is configured"}>
             {modelsKnown.value && !text && !state && <p>Add models in the <a href={href("config")}>configuration</a>.</p>}
           </Empty>
         </Panel>

@@ -178,12 +178,7 @@ export function Chat() {
       <aside class="chat-side hide-phone" aria-label="Conversations"><History onPick={() => undefined} /></aside>
       <div class="chat-main">
         <div class="toolbar">
-          <ModelSelect
-            label="Model"
-            hint
-            value={model}
-            onChange={choose}
-          />
+          <ModelSelect label="Model" hint value={model} onChange={choose} />
           <span class="grow" />
           {context && context > 0 && (
             <span class="row context" title={`The conversation has ${count(used)} of the ${count(context)} tokens that the model can read`}>

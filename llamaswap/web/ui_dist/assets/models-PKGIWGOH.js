@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-33R3YTVX.js";import"./chunk-F7FLH7BK.js";import"./chunk-EVQKE4S5.js";import"./chunk-7ZGFN3UV.js";import"./chunk-GCBFZWEN.js";import"./chunk-CRVPVNH6.js";import"./chunk-MAZYZGKD.js";import"./chunk-XVI4NGFL.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-XH3YC2DK.js";import"./chunk-2RCIYQ7N.js";import"./chunk-IPY7QGE6.js";import"./chunk-F7FLH7BK.js";import"./chunk-EVQKE4S5.js";import"./chunk-BRSQAQ2R.js";import"./chunk-MAZYZGKD.js";import"./chunk-XVI4NGFL.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
