@@ -56,6 +56,14 @@ class Chats(harness.MockCase):
         box = page.get_by_role("region", name="Conversation", exact=True)
         return bool(box.evaluate("box => box.scrollHeight - box.scrollTop - box.clientHeight < 4"))
 
+    def test_time_in_the_queue_is_not_called_the_time_of_the_load(self) -> None:
+        page = self.chat()
+        notice = {"choices": [{"delta": {"reasoning_content": "━━━━━\nllama-swap loading model: x\nDone! (2s)\n━━━━━\n"}}]}
+        self.answers(page, f"data: {json.dumps(notice)}\n\n{sse('fine')}")
+        self.say(page, "hi")
+        foot = page.locator(".bubble.assistant footer", has_text="token")
+        self.assertRegex(foot.inner_text(), "model ready after")
+
     def test_model_of_a_link_is_chosen_although_a_conversation_with_another_was_open(self) -> None:
         page = self.chat()
         self.answers(page, sse("fine"))

@@ -40,7 +40,7 @@ export interface Stats {
   rate?: number;
   promptRate?: number;
   thought?: number;
-  /** Time until the model was loaded, where the server told of it. */
+  /** Time until the model was loaded, that in the queue included, where the server told of it. */
   loading?: number;
   finish?: string;
   estimated?: boolean;

@@ -21,7 +21,7 @@ export function statsLine(stats: Stats | undefined): string {
     stats.ttft !== undefined ? `first after ${duration(stats.ttft)}` : "",
     stats.input !== undefined ? `${count(stats.input)} prompt${stats.cached && stats.cached > 0 ? ` (${count(stats.cached)} cached)` : ""}` : "",
     stats.promptRate ? `prefill ${rate(stats.promptRate)} t/s` : "",
-    stats.loading ? `loaded in ${duration(stats.loading)}` : "",
+    stats.loading ? `model ready after ${duration(stats.loading)}` : "",
     duration(stats.total),
     CUT.includes(stats.finish ?? "") ? "cut off at the limit" : stats.finish && !["stop", "end_turn", "completed", "tool_calls", "tool_use"].includes(stats.finish) ? stats.finish : "",
   ]
