@@ -207,6 +207,8 @@ class RemoteSupervisor:
         if failure.check(CancelledError) or self.state != STARTING:
             return
         error = failure.value
+        if isinstance(error, HostAway):  # as after the end of its agent, before the front has noticed that
+            error = HostRefused(self.model.id, self.host, str(error))
         if isinstance(error, HostRefused):
             self.hosts.cannot_start(self.host, self.model.id, error.reason)
             # What is known of the host now has perhaps ended this start already.
@@ -214,8 +216,6 @@ class RemoteSupervisor:
                 self._fail(error)
         elif isinstance(error, StartFailed):
             self._fail(error)
-        elif isinstance(error, HostAway):
-            self._fail(StartFailed(self.model.id, str(error)))
         else:
             log.failure("{model} could not be started on {host}", failure, model=self.model.id, host=self.host)
             self._fail(StartFailed(self.model.id, "an internal error of the proxy; see its log"))

@@ -118,12 +118,14 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.clock.advance(0.5)
         self.assertEqual(self.hosts.told, [("nas", "start")])
 
-    def test_host_that_refuses_or_does_not_answer_fails_the_start(self) -> None:
-        for refusal, kind in ((HostRefused("a", "nas", "no file"), HostRefused), (HostAway("silent"), StartFailed)):
+    def test_start_on_a_host_that_refuses_or_does_not_answer_is_decided_about_again(self) -> None:
+        """Another host may take it: its requests must not fail because an agent has just died."""
+        for refusal, reason in ((HostRefused("a", "nas", "no file"), "no file"), (HostAway("silent"), "silent")):
             self.setUp()
             self.hosts.refusal = refusal
             [error] = self.begin()
-            self.assertIsInstance(error, kind)
+            self.assertIsInstance(error, HostRefused)
+            self.assertEqual(self.hosts.unable, [reason])
             self.assertEqual((self.server.state, self.hosts.kept), ("stopped", []))
 
     def test_exit_is_reported_and_the_reservation_released(self) -> None:
