@@ -134,7 +134,7 @@ class MemoryLooks(Looks, harness.MockCase):
         page.locator("tr[data-model=whisper-large-v3]", has_text="–").wait_for()
         page.get_by_role("columnheader", name="Memory").wait_for()
         page.goto(f"{self.url}/ui/model?id=bge-m3")
-        page.locator(".facts", has_text="~1.2 GiB; known by: learned, 40 samples").wait_for()
+        page.locator(".facts", has_text="~1.2 GiB; learned from 40 samples").wait_for()
 
 
 if __name__ == "__main__":

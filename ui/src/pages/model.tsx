@@ -181,7 +181,7 @@ function Body({ id, tab }: { id: string; tab: string }) {
                           ? `${clock(detail.ttl_s)} once idle`
                           : clock(ttlLeft(detail, record?.at ?? now.value, now.value)),
                 ],
-                ["Memory", [memoryText(id), need && `${need.source}${need.samples ? ` from ${plural(need.samples, "load")}` : ""}`].filter(Boolean).join("; ")],
+                ["Memory", [memoryText(id), need && `${need.source}${need.samples ? ` from ${plural(need.samples, "sample")}` : ""}`].filter(Boolean).join("; ")],
                 ["Replicas", models.value.filter((item) => item.replica_of === id).map((item) => `${item.id} (${item.state})`).join(", ")],
                 ["Replica of", model?.replica_of ? <a href={href("model", { id: model.replica_of })}>{model.replica_of}</a> : ""],
                 ["Slots", known(detail?.slots) && detail?.slots ? String(detail.slots) : ""],
