@@ -56,6 +56,7 @@ POST_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.m
 FORM_ROUTES = POST_ROUTES - JSON_ROUTES
 QUERY_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "query")
 ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
+OWN_ROUTES = ALL_ROUTES - OLLAMA_ROUTES  # whose bodies are those of the servers
 
 PAGE_NOT_FOUND = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"X-Content-Type-Options", b"nosniff")]
 JSON_TYPE = [(b"Content-Type", b"application/json")]
@@ -71,7 +72,6 @@ ROUTER_PROPERTIES = encode(
     }
 )
 JOB_METHODS = (b"GET", b"HEAD", b"POST", b"DELETE")
-LOADING_PATH = b"/v1/chat/completions"
 
 
 def is_model_path(method: bytes, path: bytes) -> bool:
@@ -266,8 +266,8 @@ class Inference:
         target = facts.targets.get(content.model) if plain else None
         access, asked = facts.access, content.model
         access.require_ruled(content.json is not None or head.method != b"POST" or head.path in FORM_ROUTES)
-        known = head.path in ALL_ROUTES - OLLAMA_ROUTES or content.ollama is not None or is_bounded(facts.path)
-        access.require_bounded(known or head.method != b"POST")
+        known = not access.key.max_tokens or head.path in OWN_ROUTES or content.ollama is not None
+        access.require_bounded(known or head.method != b"POST" or is_bounded(facts.path))
         if access.models is not None and asked:
             content.rename(asked)  # also where the server could read another name than was read here
         if target is not None:
@@ -396,5 +396,5 @@ class Inference:
         model = target.model
         if model is None:
             return target
-        shows_loading = model.send_loading_state and streaming and head.path == LOADING_PATH
+        shows_loading = model.send_loading_state and streaming and head.path == b"/v1/chat/completions"
         return target.of_request(head, load_refusal(head, model.id), shows_loading=shows_loading)
