@@ -54,7 +54,9 @@ class RemoteTests(SynchronousTestCase):
             self.assertEqual((found["failed"], found["requests"]), (0, 4))
             self.assertIn("two", ask("top", "--once"))
             ask("unload", "two")
-            self.assertIn("nothing is loaded", ask("ps"))
+            shown = ask("ps")
+            self.assertNotIn("two", shown)
+            self.assertRegex(shown, r"(?m)^bad +failed")  # nothing is loaded, and this still is to be mended
 
     def test_keys_of_the_screen_load_a_model_and_leave(self):
         with Product(config(one="--say WRITTEN")) as product:
