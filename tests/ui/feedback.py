@@ -116,7 +116,7 @@ class MockFeedback(harness.MockCase):
         self.world.down = True
         page.route("**/assets/models-*", lambda route: route.abort())
         page.get_by_role("navigation", name="Main", exact=True).get_by_role("link", name="Models").click()
-        page.get_by_text("could not be fetched").wait_for()
+        page.locator("#main").get_by_text("could not be fetched").wait_for()  # a toast may say so too
         page.wait_for_selector(".linkmark.s-failed")
         page.unroute("**/assets/models-*")
         self.world.down = False
@@ -127,7 +127,7 @@ class MockFeedback(harness.MockCase):
         self.live(page)
         page.context.set_offline(True)
         page.get_by_role("navigation", name="Main", exact=True).get_by_role("link", name="Models").click()
-        page.get_by_text("could not be fetched").wait_for()
+        page.locator("#main").get_by_text("could not be fetched").wait_for()  # a toast may say so too
         page.context.set_offline(False)
         row(page, "gpt-oss-120b").wait_for()
 
