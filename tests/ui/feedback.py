@@ -131,6 +131,23 @@ class MockFeedback(harness.MockCase):
         page.context.set_offline(False)
         row(page, "gpt-oss-120b").wait_for()
 
+    def test_model_that_is_chosen_as_soon_as_it_is_offered_stays_chosen(self) -> None:
+        context = self.context()
+        context.add_init_script(
+            """new MutationObserver(() => {
+                const box = document.querySelector("select[aria-label=Model]");
+                if (window.chosen || ![...(box?.options ?? [])].some((one) => one.value === "gemma-3-27b")) return;
+                window.chosen = true;
+                box.value = "gemma-3-27b";
+                box.dispatchEvent(new Event("change", { bubbles: true }));
+            }).observe(document, { childList: true, subtree: true })"""
+        )
+        page = self.page("playground?tab=complete", context=context)
+        self.live(page)
+        harness.until(lambda: page.evaluate("window.chosen"))
+        page.get_by_label("Text", exact=True).fill("x")  # whatever an update may change has happened by then
+        self.assertEqual(page.get_by_label("Model", exact=True).input_value(), "gemma-3-27b")
+
     def test_part_whose_fetch_fails_after_the_server_is_back_is_fetched_again(self) -> None:
         page = self.page()
         self.live(page)

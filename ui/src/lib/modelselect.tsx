@@ -1,6 +1,6 @@
 // One way to choose a model: loaded ones first, and what choosing a cold one would cost.
 import { useSignal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useEffect, useLayoutEffect } from "preact/hooks";
 import { planText } from "./actions";
 import { pref } from "./prefs";
 import { listed, loadedModels, models, plan, refreshListed } from "./state";
@@ -56,7 +56,7 @@ export function ModelSelect(props: {
       groups.unshift(["Made for this", fitting]);
     }
   }
-  useEffect(() => {
+  useLayoutEffect(() => { // at once: an effect could come after the user's choice
     if (!props.value && list.length && !props.optional) {
       const first = groups.find(([, members]) => members.length)?.[1][0];
       if (first) props.onChange(first.id);

@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-55L56S3T.js";import"./chunk-SEFTZQDY.js";import"./chunk-U6LFVOPS.js";import"./chunk-QOYSJR2T.js";import"./chunk-7VWBVXBO.js";import"./chunk-V4CXPDRT.js";import"./chunk-QH5QXFHW.js";import"./chunk-KHLJXZHA.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-3X6YNHP3.js";import"./chunk-NZUAYMEM.js";import"./chunk-ECJQZWIV.js";import"./chunk-SEFTZQDY.js";import"./chunk-U6LFVOPS.js";import"./chunk-JDZJ5CTH.js";import"./chunk-QH5QXFHW.js";import"./chunk-KHLJXZHA.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
