@@ -12,6 +12,8 @@ PIECES = 64  # of a file that are looked at, so that a look at 500 GB takes no l
 PIECE = 16 * mmap.ALLOCATIONGRANULARITY
 MOSTLY = 0.75
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 def mostly_cached(files: Sequence[Path]) -> bool:
     """Whether most of these files, weighted by size, is in the page cache; False if that cannot be known."""
@@ -47,8 +49,7 @@ def _pages(descriptor: int, start: int, length: int) -> list[int]:
     vector = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
     with mmap.mmap(descriptor, length, offset=start, access=mmap.ACCESS_COPY) as piece:
         first = ctypes.c_char.from_buffer(piece)
-        libc = ctypes.CDLL(None, use_errno=True)
-        failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(length), vector)
+        failed = _libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(length), vector)
         del first  # otherwise the part cannot be unmapped
     if failed:
         raise OSError(ctypes.get_errno(), "mincore failed")

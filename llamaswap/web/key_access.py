@@ -63,9 +63,8 @@ class KeyAccess:
         """A text of ours, of any kind, without the names of the models that the key may not use."""
         if self.models is None:
             return text
-        shown = {
-            name: True for name in config.selectors if self.may_use(name)
-        }  # by name; it may begin with a hidden one
+        # A shown name may begin with a hidden one.
+        shown = {name: True for name in config.selectors if self.may_use(name)}
         for model in config.models.values():
             known = self.may_know(model.id, config)
             shown |= dict.fromkeys((model.id, *model.aliases, *model.filters.ids), known)
@@ -77,12 +76,13 @@ class KeyAccess:
         found = re.compile(rf"(?<![\w/-])(?:{names})(?![\w/-])")
         return found.sub(lambda match: match[0] if shown[match[0]] else "another model", text)
 
+    def _refusal(self, why: str) -> HttpError:
+        return HttpError(403, f"the API key {self.name} {why}", "scope")
+
     def require(self, scope: str) -> None:
         """Raise HttpError(403) if the key lacks this scope."""
         if scope not in self.scopes:
-            raise HttpError(
-                403, f"the API key {self.name} has no scope {scope}; an administrator can add it in apiKeys", "scope"
-            )
+            raise self._refusal(f"has no scope {scope}; an administrator can add it in apiKeys")
 
     def require_model(self, *names: str) -> None:
         """Raise HttpError(403) if the key may not use what has these names, whether it exists or not."""
@@ -97,67 +97,46 @@ class KeyAccess:
     def require_counted(self, counted: bool) -> None:
         """Raise HttpError(403) if the key has limits, and a request is not counted against them."""
         if self.limited and not counted:
-            raise HttpError(
-                403,
-                f"the API key {self.name} has limits, and what is sent here is not counted; "
-                "it may only use the routes that name a model",
-                "scope",
+            raise self._refusal(
+                "has limits, and what is sent here is not counted; it may only use the routes that name a model"
             )
 
     def require_unbounded(self, what: str) -> None:
         """Raise HttpError(403) if the key has limits or rules: they do not apply to what is in `what`."""
         if self.limited or self.key.ruled:
-            raise HttpError(
-                403, f"the API key {self.name} has limits or rules, which do not apply to what is in {what}", "scope"
-            )
+            raise self._refusal(f"has limits or rules, which do not apply to what is in {what}")
 
     def require_no_token_limit(self, what: str) -> None:
         """Raise HttpError(403) if the key has a limit on tokens: those of `what` are not counted."""
         if self.key.tpm or self.key.budget.tokens:
-            raise HttpError(
-                403, f"the API key {self.name} has a limit on tokens, and those of {what} are not counted", "scope"
-            )
+            raise self._refusal(f"has a limit on tokens, and those of {what} are not counted")
 
     def require_bounded(self, bounded: bool) -> None:
         """Raise HttpError(403) if the key has `maxTokens`, and how a request here asks for tokens is not known."""
         if self.key.max_tokens and not bounded:
-            raise HttpError(
-                403,
-                f"the API key {self.name} has maxTokens, and it is not known what bounds the tokens on this path; "
-                "use one such as /v1/chat/completions",
-                "scope",
-            )
+            why = "has maxTokens, and it is not known what bounds the tokens on this path"
+            raise self._refusal(f"{why}; use one such as /v1/chat/completions")
 
     def require_model_path(self, of_model: bool) -> None:
         """Raise HttpError(403) if a request to a peer is for a path that is not a model's, and the key has no scope
         admin: the peer gets its own key, which may allow everything there."""
         if not of_model and "admin" not in self.scopes:
-            raise HttpError(
-                403,
-                f"the API key {self.name} has no scope admin, so of a peer it may only use the model routes",
-                "scope",
-            )
+            raise self._refusal("has no scope admin, so of a peer it may only use the model routes")
 
     def require_readable(self, readable: bool) -> None:
         """Raise HttpError(403) if it cannot be told which model a request names, and the key may not use every one."""
         if not readable and self.models is not None:
-            raise HttpError(
-                403, f"the API key {self.name} may use some models only, so it must name one in JSON or a form", "scope"
-            )
+            raise self._refusal("may use some models only, so it must name one in JSON or a form")
 
     def require_job_paths(self, about_jobs: bool) -> None:
         """Raise HttpError(403) if the key may see only its own jobs, and a request here is about those of a server."""
         if about_jobs and not self.sees_all_jobs:
-            raise HttpError(
-                403, f"the API key {self.name} sees only its own jobs; use the path without /upstream/MODEL", "scope"
-            )
+            raise self._refusal("sees only its own jobs; use the path without /upstream/MODEL")
 
     def require_ruled(self, ruled: bool) -> None:
         """Raise HttpError(403) if the key has rules for its requests, and they cannot be applied to this one."""
         if not ruled and (self.filters is not None or self.key.max_tokens):
-            raise HttpError(
-                403, f"the API key {self.name} has rules, so its requests must name a model in a JSON body", "scope"
-            )
+            raise self._refusal("has rules, so its requests must name a model in a JSON body")
 
 
 OPEN = KeyAccess()

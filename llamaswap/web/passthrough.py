@@ -159,28 +159,21 @@ class Passthrough:
             metered=metered,
         )
         if target.peer is not None and facts.access.models is not None:
-            await self._rename_always(request)
+            facts.access.require_readable(_is_readable(head) or head.method != b"POST")
+            await self._rename(request, always=True)
         elif target.peer is not None and target.peer_model != target.name and _is_readable(head):
-            await self._rename(request)
+            await self._rename(request, always=False)
         elif request.metered:
             await self._capture(request)
         return request
 
-    async def _rename(self, request: ProxyRequest) -> None:
-        """Name a peer's model as the peer does, if the body names it as we do."""
+    async def _rename(self, request: ProxyRequest, *, always: bool) -> None:
+        """Name a peer's model as the peer does, if the body names it as we do; `always`: whatever the body names, so
+        that it is the model of the path, which the key may use."""
         exchange = request.exchange
         content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
-        if content.model == request.requested:
+        if always or content.model == request.requested:
             content.rename(request.target.peer_model)
-        request.streaming = content.streaming
-        await request.send_as_is(content, self.run)
-
-    async def _rename_always(self, request: ProxyRequest) -> None:
-        """Let the body name the model of the path, which is one of those that the key may use."""
-        exchange, access = request.exchange, request.facts.access
-        access.require_readable(_is_readable(exchange.head) or exchange.head.method != b"POST")
-        content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
-        content.rename(request.target.peer_model)
         request.streaming = content.streaming
         await request.send_as_is(content, self.run)
 

@@ -136,7 +136,9 @@ class ProcessEndpoints:
             for one, wait in self.router.failing()
         ]
         counted = {row.model for row in failing}
-        for name in config.models.keys() - counted:  # such as a command that does not exist, which nothing has to pause
+        for name in (
+            config.models.keys() - counted
+        ):  # such as one whose command does not exist: its loads fail at once, so they are not paused
             if why := self.router.failure(name):
                 failing.append(FailingModel(name, 0, 0.0, hide(why), []))
         failing.sort(key=attrgetter("model"))

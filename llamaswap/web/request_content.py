@@ -112,8 +112,8 @@ class RequestContent:
 
 
 def short_json(body: BodySource, query: bytes) -> RequestContent | None:
-    """The content of a body of JSON that is in memory and so short that no thread is needed; None of another, and if
-    there is no body: then the query may name the model."""
+    """The content of a body of JSON that is in memory and so short that no thread is needed; else None, also of an
+    empty body, with which the query may name the model."""
     if not isinstance(body, BytesBody) or not 0 < len(body.data) <= LARGE:
         return None
     json = JsonBody.parse(body.data)

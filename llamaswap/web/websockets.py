@@ -25,7 +25,7 @@ from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
 from llamaswap.web.errors import HttpError
 from llamaswap.wire.byte_budget import ByteBudget
-from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, without_protocol_key
+from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, offered_protocols
 from llamaswap.wire.headers import ResponseHeaders, is_websocket
 from llamaswap.wire.openai import encode
 from llamaswap.wire.websocket import (
@@ -140,8 +140,8 @@ class AcceptedWebsocket(Protocol):
             b"Connection: Upgrade",
             b"Sec-WebSocket-Accept: " + accept_key(key),
         ]
-        offered = without_protocol_key(head.first(WEBSOCKET_PROTOCOL) or b"").split(b", ")
-        if offered[0]:  # browsers end a connection on which none is chosen
+        offered = offered_protocols(head.first(WEBSOCKET_PROTOCOL) or b"")
+        if offered:  # browsers end a connection on which none is chosen
             lines.append(b"Sec-WebSocket-Protocol: " + (b"realtime" if b"realtime" in offered else offered[0]))
         pipe = exchange.sink.upgrade(b"\r\n".join(lines) + b"\r\n\r\n")
         self.wire = pipe

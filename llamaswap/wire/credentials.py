@@ -24,10 +24,10 @@ def protocol_keys(protocols: bytes) -> Iterator[bytes]:
     return (item[len(KEY_PROTOCOL) :] for item in items if item.startswith(KEY_PROTOCOL))
 
 
-def without_protocol_key(protocols: bytes) -> bytes:
-    """The items of a Sec-WebSocket-Protocol header that are not keys."""
+def offered_protocols(protocols: bytes) -> list[bytes]:
+    """The protocols that a Sec-WebSocket-Protocol header offers, without keys."""
     items = (item.strip() for item in protocols.split(b","))
-    return b", ".join(item for item in items if item and not item.startswith(KEY_PROTOCOL))
+    return [item for item in items if item and not item.startswith(KEY_PROTOCOL)]
 
 
 def _password(encoded: bytes) -> bytes:

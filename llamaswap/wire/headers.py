@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 from attrs import define, field
 
-from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, credential, protocol_keys, without_protocol_key
+from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL, credential, offered_protocols, protocol_keys
 from llamaswap.wire.known_response import KnownResponse
 
 Header = tuple[bytes, bytes]
@@ -243,8 +243,8 @@ def _crossing(headers: Sequence[Header], *, key_headers: frozenset[bytes], meter
         if lower in _STAYS:
             hop.append(item)
         elif lower in key_headers:
-            if lower == WEBSOCKET_PROTOCOL and (left := without_protocol_key(item[1])):
-                kept.append((item[0], left))
+            if lower == WEBSOCKET_PROTOCOL and (left := offered_protocols(item[1])):
+                kept.append((item[0], b", ".join(left)))
         elif metered and lower == b"accept-encoding":
             value = readable_encodings(item[1])
             if value:

@@ -72,6 +72,10 @@ def free_port() -> int:
 
 
 class JoinTests(SynchronousTestCase):
+    def join_words(self, state: str) -> list[str]:
+        here = ["--address", "127.0.0.1", "--port", str(free_port())]
+        return ["hosts", "join", "10.0.0.5", *here, "--state", state]
+
     def test_port_on_which_another_agent_listens_is_refused(self) -> None:
         """Two hosts on one machine would be one host twice."""
         with socket.create_server(("127.0.0.1", 0)) as taken, mock.patch("llamaswap.cli.hosts.PORT_LIMIT", 0.0):
@@ -84,17 +88,7 @@ class JoinTests(SynchronousTestCase):
         self.assertIn("--port", done.output)
 
     def test_join_says_what_is_missing_or_wrong(self) -> None:
-        base = [
-            "hosts",
-            "join",
-            "10.0.0.5",
-            "--address",
-            "127.0.0.1",
-            "--port",
-            str(free_port()),
-            "--state",
-            self.mktemp(),
-        ]
+        base = self.join_words(self.mktemp())
         for words, reason in (
             ([], "give the token"),
             (["--token", "short"], "not a token"),
@@ -118,17 +112,7 @@ class JoinTests(SynchronousTestCase):
         state = Path(self.mktemp())
         file = Path(self.mktemp())
         file.write_text("t" * 20 + "\n")
-        words = [
-            "hosts",
-            "join",
-            "10.0.0.5",
-            "--address",
-            "127.0.0.1",
-            "--port",
-            str(free_port()),
-            "--state",
-            str(state),
-        ]
+        words = self.join_words(str(state))
         for given, status, kept in ((["--token-file", str(file)], 0, "t" * 20), (["--token", "w" * 20], 3, "t" * 20)):
             with (
                 mock.patch("llamaswap.cli.hosts.require_ray"),
