@@ -39,7 +39,7 @@ class ServiceHandover:
     _held: bool = False
     _refusing: bool = False
     _monitored: bool = False
-    _parted: bool = False
+    _ray_closed: bool = False
 
     @property
     def drain_timeout(self) -> float:
@@ -84,8 +84,8 @@ class ServiceHandover:
         if self._monitored:
             self._monitored = False
             self.parts.observability.machine.start()
-        if self._parted and self.parts.models.hosts is not None:
-            self._parted = False
+        if self._ray_closed and self.parts.models.hosts is not None:
+            self._ray_closed = False
             self.parts.models.hosts.manager.ray.open()
 
     def end_feeds(self) -> None:
@@ -115,7 +115,7 @@ class ServiceHandover:
             self._monitored = True
             await parts.observability.machine.stop()
         if parts.models.hosts is not None:
-            self._parted = True
+            self._ray_closed = True
             await parts.models.hosts.manager.ray.close()
         spare = parts.models.launcher.stop_spare()
         await parts.observability.activity.flush()

@@ -1,4 +1,4 @@
-"""Looks again and again at which programs, files and cached weights of models a machine has."""
+"""Finds out again and again which programs, files and cached weights of models a machine has."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class HostFiles:
             self._again = self.clock.callLater(LOOK_INTERVAL, self._look)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._closed = True
         if self._again is not None and self._again.active():
             self._again.cancel()

@@ -35,14 +35,14 @@ class Leaving:
 
     def wait(self, node: subprocess.Popen[bytes], now: threading.Event) -> None:
         """Return when nothing runs any more, the node has ended, or it is to end `now`."""
-        until, told = time.monotonic() + self.limit, False
+        until, noted = time.monotonic() + self.limit, False
         while node.poll() is None and not now.is_set() and time.monotonic() < until:
             models = self._models()
             if not models:
                 return
-            if not told:
+            if not noted:
                 self.context.note(f"{', '.join(models)}: waiting for requests to end; end it again to stop them now")
-                told = True
+                noted = True
             now.wait(LEAVE_INTERVAL)
 
     def _models(self) -> Sequence[str]:

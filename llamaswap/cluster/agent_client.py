@@ -30,10 +30,10 @@ class HostAway(Exception):
     """A host does not answer; the text says why."""
 
 
-async def tell_agent(
+async def send_to_agent(
     ask: Ask, endpoint: Endpoint, host: str, model: str, what: str, document: Mapping[str, object]
 ) -> None:
-    """Tell the agent of a host to start or stop a model. Raises HostRefused or HostAway."""
+    """Have the agent of a host start or stop a model. Raises HostRefused or HostAway."""
     path = f"/models/{quote(model, safe='')}/{what}"
     try:
         response = await ask(endpoint, path, CALL_LIMIT, {}, StepRequest("POST", path, json.dumps(document)))

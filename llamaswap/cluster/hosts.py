@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.cluster import driver_protocol as protocol
-from llamaswap.cluster.agent_client import CALL_LIMIT, Ask, HostAway, refusal, tell_agent
+from llamaswap.cluster.agent_client import CALL_LIMIT, Ask, HostAway, refusal, send_to_agent
 from llamaswap.cluster.agent_protocol import EngineState, Malformed, needs_document, state_of
 from llamaswap.cluster.known_host import KnownHost
 from llamaswap.cluster.ray_client import RayClient
@@ -98,7 +98,7 @@ class HostManager:
                 labels = given.get("labels")
                 host = self._know(name, given["address"], given["port"], labels if isinstance(labels, dict) else {})
                 host.awaited = True
-        self._awaiting = self.clock.callLater(AWAIT_LIMIT, self._await_no_longer)
+        self._awaiting = self.clock.callLater(AWAIT_LIMIT, self._stop_awaiting_all)
         self._publish()
         self.ray.open()
         self._list()
@@ -108,7 +108,7 @@ class HostManager:
         """Whether hosts that an earlier program knew have not answered yet."""
         return any(host.awaited for host in self.hosts.values())
 
-    def _await_no_longer(self) -> None:
+    def _stop_awaiting_all(self) -> None:
         for host in self.hosts.values():
             host.awaited = False
         self._publish()
@@ -235,7 +235,7 @@ class HostManager:
             return
         if host.state is not None and host.state.incarnation != state.incarnation:
             host.failed = {}
-            host.needs_told = False
+            host.needs_sent = False
         if host.alive is False and self.ray.connected:
             # It was lost a moment ago, and its agent ends with its node: it must not come back for that long.
             self._again(host, RETRY_DELAY)
@@ -246,17 +246,17 @@ class HostManager:
             log.info("host {host} is online", host=host.name)
         host.online, host.awaited = True, False
         self._publish()
-        self._tell_needs(host)
+        self._send_needs(host)
         self._again(host, 0.05)  # a host whose state changes all the time must not keep the front busy
 
-    def _tell_needs(self, host: KnownHost) -> None:
-        """Tell a host once which programs and files models need there; its state then says which it has."""
-        if host.needs_told:
+    def _send_needs(self, host: KnownHost) -> None:
+        """Send a host once which programs and files models need there; its state then says which it has."""
+        if host.needs_sent:
             return
-        host.needs_told = True
+        host.needs_sent = True
 
         def failed(failure: Failure) -> None:
-            host.needs_told = False  # it is told after its next answer
+            host.needs_sent = False  # they are sent again after its next answer
 
         document = json.dumps(needs_document(self.front, self.files(host.name)))
         self.ask(host.endpoint, "/needs", CALL_LIMIT, {}, StepRequest("POST", "/needs", document)).addErrback(failed)
@@ -294,13 +294,13 @@ class HostManager:
             refused = failure.check(ConnectionRefusedError)
             host.problem = "its agent does not run" if refused else failure.getErrorMessage()
             if refused:
-                self._answered_no(host)
+                self._stop_awaiting(host)
         self._again(host, 0.01 if lost and host.online else RETRY_DELAY)
 
     def _offline(self, host: KnownHost, reason: str) -> None:
         host.problem = reason
         if not host.online:
-            self._answered_no(host)
+            self._stop_awaiting(host)
             return
         host.online = False
         log.warn("host {host} is offline: {reason}", host=host.name, reason=reason)
@@ -308,8 +308,8 @@ class HostManager:
             host.asking.cancel()
         self._publish()
 
-    def _answered_no(self, host: KnownHost) -> None:
-        """Nothing of an earlier program runs on a host."""
+    def _stop_awaiting(self, host: KnownHost) -> None:
+        """Do not wait for a host any more: nothing of an earlier program runs there."""
         if host.awaited:
             host.awaited = False
             self._publish()
@@ -333,10 +333,10 @@ class HostManager:
     def reconfigured(self) -> None:
         """The configuration has changed."""
         for host in self.hosts.values():
-            host.declared, host.needs_told = None, False
+            host.declared, host.needs_sent = None, False
             host.failed = {}
             if host.online:
-                self._tell_needs(host)
+                self._send_needs(host)
         self._publish()
 
     def found_here(self, missing: Mapping[str, str], cached: frozenset[str]) -> None:
@@ -370,7 +370,7 @@ class HostManager:
         host = self.hosts.get(name)
         if host is None:
             raise HostAway(f"{name} is not known")
-        await tell_agent(self.ask, host.endpoint, name, model, what, document)
+        await send_to_agent(self.ask, host.endpoint, name, model, what, document)
 
     def cannot_start(self, name: str, model: str, why: str) -> None:
         """A host cannot start a model: it is not a candidate for a while, so that the next decision is another one."""

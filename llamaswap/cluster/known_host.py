@@ -34,7 +34,7 @@ class KnownHost:
     asking: Deferred[HttpResponse] | None = None
     timer: IDelayedCall | None = None
     ensured: bool = False
-    needs_told: bool = False
+    needs_sent: bool = False
     declared: tuple[set[str], Mapping[str, MemoryNeed]] | None = None
     facts: HostFacts | None = None
 

@@ -190,7 +190,7 @@ class RemoteSupervisor:
         until = self.clock.seconds() + RAY_LIMIT
         while True:
             try:
-                return await self.hosts.reservations.reserve(name, host, sizes)
+                return await self.hosts.ray.reserve(name, host, sizes)
             except RayAway as error:
                 if self.clock.seconds() >= until:
                     raise StartFailed(self.model.id, f"{error}; what runs on other hosts goes on") from None

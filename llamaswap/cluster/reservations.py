@@ -28,10 +28,6 @@ class Reservations:
     _unused: set[str] = field(factory=set, init=False)
     _unreleased: set[str] = field(factory=set, init=False)
 
-    async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
-        """Reserve memory of a host; returns why it is not there, or "". Raises RayAway if Ray cannot tell yet."""
-        return await self.ray.reserve(name, host, sizes)
-
     def release(self, name: str) -> None:
         """End a reservation. If Ray does not answer, it is asked again as soon as it does."""
         self.ray.call(protocol.Release, name=name).addErrback(self._not_released, name)

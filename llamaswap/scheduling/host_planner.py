@@ -257,7 +257,7 @@ def without_room_on_any(state: SchedulerState, model: str, fits: Sequence[Fit], 
     """What a request meets if no host has room for its model now; None if it meets what it would on the first one."""
     why, absent = obstacles(state.hosts, model, state.rules.models[model].place)
     if absent or _held_back(state, model, fits, now):
-        return _no_host(state, model, f"there is no room for it on the others, and {why}", absent, now)
+        return _no_host(state, model, f"it does not fit on the other hosts, and {why}", absent, now)
     if len(fits) < 2 or fits[0].placement.obstacle != "never":
         return None
     need = known_need(state, model, fits[0].host)

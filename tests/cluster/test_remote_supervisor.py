@@ -40,6 +40,10 @@ class FakeHosts:
     def reservations(self) -> FakeHosts:
         return self
 
+    @property
+    def ray(self) -> FakeHosts:
+        return self
+
     def is_online(self, host: str) -> bool:
         return self.online
 

@@ -185,7 +185,7 @@ class ChoiceTests(SynchronousTestCase):
             world.change("nas", **facts)
             error = world.refused[world.request("a").number]
             self.assertIsInstance(error, NoHost)
-            self.assertEqual(error.reason, f"there is no room for it on the others, and {why}")
+            self.assertEqual(error.reason, f"it does not fit on the other hosts, and {why}")
             world = hosts(here=10, nas=30)
             world.change("nas", **facts)
             self.assertIsInstance(world.refused[world.request("a").number], DoesNotFit)
@@ -195,7 +195,7 @@ class ChoiceTests(SynchronousTestCase):
         world.vanish("nas")
         plan = forecast(world.scheduler, "a", world.now)
         self.assertEqual(plan.action, "queue")
-        self.assertTrue(plan.reason.endswith("there is no room for it on the others, and nas is offline"), plan.reason)
+        self.assertTrue(plan.reason.endswith("it does not fit on the other hosts, and nas is offline"), plan.reason)
 
     def test_need_that_was_learned_on_a_host_counts_there(self) -> None:
         world = hosts(here=50, nas=50)

@@ -39,7 +39,7 @@ async function post(server: string, method: string, params: unknown, more: { not
     body: JSON.stringify({ jsonrpc: "2.0", method, params, ...(more.note ? {} : { id }) }),
     signal: more.signal,
   }).catch((error: Error) => {
-    // The server may stop working on what is no longer waited for.
+    // So that the server can stop the tool.
     if (more.signal?.aborted) post(server, "notifications/cancelled", { requestId: id, reason: "stopped by the user" }, { note: true }).catch(() => undefined);
     throw error;
   });
