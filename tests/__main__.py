@@ -5,6 +5,7 @@ Steps: lint, types, unit, live, hosts, soak, docs, packaging, ui. Without argume
 The exit status is 0 when nothing failed.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HERE = ROOT / "tests"
-LONGEST = 480  # seconds for all the tests of a step: a test hangs if they take longer
+LONGEST = 600  # seconds for a command of a step: it hangs if it takes longer
 
 
 class Tally:
@@ -36,9 +37,39 @@ class Tally:
         self.skipped += 1
 
 
-def run(words, **more):
-    print("$ " + " ".join(str(word) for word in words), flush=True)
-    return subprocess.run([str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, **more)
+def run(words):
+    """(its status, what it said) of a command that is ended when it takes too long: it hangs."""
+    words = [str(word) for word in words]
+    print("$ " + " ".join(words), flush=True)
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            child.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            print(f"FAIL it did not end within {LONGEST} s", flush=True)
+        finally:
+            end(child)
+        output.seek(0)
+        return child.returncode, output.read().decode("utf-8", "replace")
+
+
+def end(child):
+    """A command that still runs ends with its group; the first signal lets Python say where it was, and clean up."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def judge(tally, name, words):
+    """A command that says nothing of interest unless it fails."""
+    status, text = run(words)
+    tally.check(name, status == 0, text[-20000:] if status else "")
 
 
 def module_present(name):
@@ -49,33 +80,15 @@ def lint(tally):
     if not module_present("ruff"):
         tally.skip("lint", "ruff is not installed (extra: dev)")
         return
-    tally.check("ruff check", run([sys.executable, "-m", "ruff", "check", "."]).returncode == 0)
-    tally.check("ruff format", run([sys.executable, "-m", "ruff", "format", "--check", "."]).returncode == 0)
+    judge(tally, "ruff check", [sys.executable, "-m", "ruff", "check", "."])
+    judge(tally, "ruff format", [sys.executable, "-m", "ruff", "format", "--check", "."])
 
 
 def types(tally):
     if not module_present("mypy"):
         tally.skip("types", "mypy is not installed (extra: dev)")
         return
-    tally.check("mypy --strict", run([sys.executable, "-m", "mypy", "llamaswap"]).returncode == 0)
-
-
-def bounded(words):
-    """(its status, what it said) of a command that is ended with its group when it takes too long: a test hangs."""
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            child.wait(LONGEST)
-        except subprocess.TimeoutExpired:
-            print(f"FAIL it did not end within {LONGEST} s", flush=True)
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        output.seek(0)
-        return child.returncode, output.read().decode("utf-8", "replace")
+    judge(tally, "mypy --strict", [sys.executable, "-m", "mypy", "llamaswap"])
 
 
 def trial(tally, name, targets, jobs=0):
@@ -84,8 +97,7 @@ def trial(tally, name, targets, jobs=0):
         words = [sys.executable, "-m", "twisted.trial", f"--temp-directory={scratch}/trial"]
         words += [f"-j{jobs}"] if jobs else []
         words += ["--reporter=bwverbose" if not jobs else "--reporter=text", *targets]
-        print("$ " + " ".join(words), flush=True)
-        status, text = bounded(words)
+        status, text = run(words)
     closing = re.findall(r"^(PASSED|FAILED)(?: \((.*)\))?$", text, re.MULTILINE)
     counts = dict(re.findall(r"(\w+)=(\d+)", closing[-1][1])) if closing else {}
     good = int(counts.get("successes", 0)) + int(counts.get("expectedFailures", 0))
@@ -132,8 +144,7 @@ def docs(tally):
         return
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", scratch]
-        done = run([*words, "-d", f"{scratch}/.doctrees"])
-        tally.check("the documentation is built", done.returncode == 0)
+        judge(tally, "the documentation is built", [*words, "-d", f"{scratch}/.doctrees"])
 
 
 def packaging(tally):
@@ -142,9 +153,9 @@ def packaging(tally):
         tally.skip("packaging", "build is not installed (extra: dev)")
         return
     with tempfile.TemporaryDirectory() as scratch:
-        made = run([sys.executable, "-m", "build", "--outdir", scratch, "."], capture_output=True, text=True)
+        _, text = run([sys.executable, "-m", "build", "--outdir", scratch, "."])
         wheels, sdists = list(Path(scratch).glob("*.whl")), list(Path(scratch).glob("*.tar.gz"))
-        tally.check("sdist and wheel are built", bool(wheels and sdists), "" if wheels else made.stderr[-2000:])
+        tally.check("sdist and wheel are built", bool(wheels and sdists), "" if wheels else text[-2000:])
         if not wheels:
             return
         import zipfile
@@ -162,7 +173,7 @@ def packaging(tally):
         for kind, what in (("wheel", [wheels[0]]), ("editable", ["-e", ROOT])):
             home = Path(scratch) / kind
             venv.create(home, with_pip=True)
-            run([home / "bin" / "pip", "install", "-q", *what], stderr=subprocess.DEVNULL)
+            run([home / "bin" / "pip", "install", "-q", *what])
             for words in (["twist", "llamaswap", "--help"], ["llamaswap", "-version"]):
                 done = subprocess.run(
                     [home / "bin" / words[0], *words[1:]], cwd=scratch, capture_output=True, text=True, timeout=120
@@ -183,12 +194,12 @@ def ui(tally):
 
 def program(tally, *words):
     """Run a module that counts for itself."""
-    done = run([sys.executable, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode == 0 and not re.search(r"^\d+ passed", done.stdout, re.MULTILINE):
-        tally.skip(words[0], done.stdout.strip()[-300:])
+    status, text = run([sys.executable, "-m", *words])
+    if status == 0 and not re.search(r"^\d+ passed", text, re.MULTILINE):
+        tally.skip(words[0], text.strip()[-300:])
         return
-    print(done.stdout[-6000 if done.returncode == 0 else -20000 :])
-    count(tally, done.returncode, done.stdout)
+    print(text[-6000 if status == 0 else -20000 :])
+    count(tally, status, text)
 
 
 def count(tally, status, text):

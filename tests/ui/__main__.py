@@ -5,10 +5,14 @@ With -jN in N processes. The checks that share a real server stay together, so t
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import queue
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from collections.abc import Iterator
@@ -18,6 +22,8 @@ from typing import Any
 from tests.ui import charts, chats, defects, feedback, harness, looks, newcomer, settings, wizard, works
 
 SLOWEST = 8  # checks whose time is printed
+LONGEST = 200.0  # seconds for a check: it hangs if it takes longer
+GRACE = 30.0  # seconds for it to fail when its browser is gone
 
 
 def each(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
@@ -50,18 +56,55 @@ def shares(found: list[unittest.TestCase], processes: int) -> list[list[unittest
     return parts
 
 
+class Alarm(threading.Thread):
+    """Bounds each check, and what is between them and after the last.
+
+    Playwright awaits a page's script without a bound. When the browser is gone such a check fails and says where it
+    was; whatever else hangs ends with this process, which says where each thread is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.news: queue.Queue[None] = queue.Queue()
+
+    def run(self) -> None:
+        while self.heard(LONGEST) or self.heard_without_browser():
+            pass
+        faulthandler.dump_traceback()
+        for server in list(harness.RealServer.running):
+            server.stop()
+        os._exit(1)
+
+    def heard_without_browser(self) -> bool:
+        print(f"it did not end within {LONGEST:.0f} s", file=sys.stderr)
+        harness.kill_browser()
+        return self.heard(GRACE)
+
+    def heard(self, seconds: float) -> bool:
+        """Whether a check began or ended within this time."""
+        try:
+            self.news.get(timeout=seconds)
+        except queue.Empty:
+            return False
+        return True
+
+
 class Timed(unittest.TextTestResult):
-    """Knows how long each check took."""
+    """Knows how long each check took, and bounds it."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.took: list[tuple[float, str]] = []
+        self.alarm = Alarm()
+        self.alarm.start()
 
     def startTest(self, test: unittest.TestCase) -> None:
+        self.alarm.news.put(None)
         self.began = time.monotonic()
         super().startTest(test)
 
     def stopTest(self, test: unittest.TestCase) -> None:
+        self.alarm.news.put(None)
         self.took.append((time.monotonic() - self.began, test.id().removeprefix("tests.ui.")))
         super().stopTest(test)
 

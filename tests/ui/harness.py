@@ -21,6 +21,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tests.soak.world import children
 from tests.ui import mock
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -58,17 +59,37 @@ def why_not() -> str:
 
 
 @cache
-def browser() -> Any:
-    """The browser of this process, which is started once: a check has its own context in it."""
+def playwright() -> Any:
+    """Its driver, one for this process."""
     from playwright.sync_api import sync_playwright
 
-    playwright = sync_playwright().start()
-    atexit.register(playwright.stop)
-    return playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    started = sync_playwright().start()
+    atexit.register(started.stop)
+    return started
+
+
+BROWSERS: list[Any] = []
+
+
+def browser() -> Any:
+    """The browser of this process, which is started once, or again if it died: a check has its own context in it."""
+    if not BROWSERS or not BROWSERS[-1].is_connected():
+        BROWSERS.append(playwright().chromium.launch(executable_path=CHROMIUM, args=FLAGS))
+    return BROWSERS[-1]
+
+
+def kill_browser() -> None:
+    """End it from another thread, where Playwright must not be used."""
+    for driver, words in children(os.getpid()).items():
+        if "playwright" in " ".join(words):
+            for process in children(driver):
+                os.kill(process, signal.SIGKILL)
 
 
 class RealServer:
     """`twist llamaswap` with two tiny models, one that breaks, a profile and a selector."""
+
+    running: ClassVar[list[RealServer]] = []
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="llamaswap-ui-"))
@@ -123,6 +144,7 @@ class RealServer:
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         )
+        self.running.append(self)
         output = self._process.stdout
         assert output is not None
         seen = ""
@@ -147,6 +169,8 @@ class RealServer:
                 self._process.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
+            self._process = None
+            self.running.remove(self)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
