@@ -32,7 +32,7 @@ class FilterError(LlamaswapError):
 def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str = "") -> None:
     """Rename, strip, set, set by name, clamp, add the system prompt, in this order.
 
-    Raises FilterError if a path cannot be followed, BadRequest if the body is malformed. `requested` is the name that
+    Raises FilterError if a rule can fit no body, BadRequest if the body does not fit. `requested` is the name that
     the request asked for, after profile and selector. `model` is only changed by `use_model_name`.
     """
     if use_model_name:
@@ -95,7 +95,7 @@ def _set_all(body: JsonBody, parameters: Mapping[str, object]) -> None:
 
 
 def _edit(action: str, edit: Callable[..., None], *arguments: object) -> None:
-    """Edit the body. That it fails is the client's fault (400) if its body is malformed, else the configuration's."""
+    """Edit the body. That it fails is the client's fault (400) if its body does not fit, else the configuration's."""
     try:
         edit(*arguments)
     except EditError as error:

@@ -36,11 +36,11 @@ FOREVER = 1e9  # seconds: a longer time is for ever, because timers overflow som
 
 
 class EditError(Exception):
-    """A path addresses an array by a word, leads to where the document is cut off, or deletes by wildcard."""
+    """A path deletes by wildcard, has too large an index, or does not fit the body."""
 
 
 class MalformedBodyError(EditError):
-    """The body itself prevents the edit: it is cut off, or has too many parts."""
+    """The body itself prevents the edit: it is cut off, has too many parts, or an array where the path has a name."""
 
 
 @define
@@ -311,7 +311,7 @@ def _append(container: JsonContainer, step: PathStep, value: bytes) -> None:
         container.members.append(added_member(step.key, encode(step.key) + b":", value))
         return
     if step.index is None:
-        raise EditError(f"{step.key} is not an array index")
+        raise MalformedBodyError(f"an array was sent where an object with {step.key!r} is needed")
     if step.index >= 0:
         missing = _bounded(step.index) - len(container.members)
         container.members.extend(added_member("", b"", b"null") for _ in range(missing))

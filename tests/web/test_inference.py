@@ -393,6 +393,16 @@ class RewriteTests(SynchronousTestCase):
         self.assertIn("error stripping parameter a* from request", message(asked.sink))
         self.assertEqual(stage.witness.heads[0][0], 500)
 
+    def test_client_whose_array_stands_where_a_rule_needs_an_object_gets_400(self):
+        from llamaswap.config import Filters
+        from tests.web.pipeline import config, model
+
+        rules = Filters(set_params={"chat_template_kwargs.enable_thinking": False})
+        stage = Stage(config=config(models=[model("strict", filters=rules)]))
+        asked = stage.post({"model": "strict", "chat_template_kwargs": ["x"]})
+        self.assertEqual(asked.sink.status, 400)
+        self.assertIn("chat_template_kwargs.enable_thinking", message(asked.sink))
+
 
 class WebsocketTests(SynchronousTestCase):
     UPGRADE = ((b"Connection", b"keep-alive, UpGrAdE"), (b"Upgrade", b"WebSocket"))

@@ -65,11 +65,16 @@ class FilterTests(SynchronousTestCase):
         self.assertIs(filtered(sent, rules, "hot"), sent)
 
     def test_failures_name_the_parameter(self):
+        error = self.assertRaises(FilterError, filtered, b"{}", Filters(strip_params=("a*",)))
+        self.assertIn("error stripping parameter a* from request", str(error))
+
+    def test_array_where_a_rule_needs_an_object_is_an_error_of_the_client(self):
         for rules, word in (
-            (Filters(strip_params=("a*",)), "error stripping parameter a* from request"),
             (Filters(set_params={"model2.x": 1}), "error setting parameter model2.x in request"),
+            (Filters(set_params={"model2.0.1.x?": 1}), "error setting parameter model2.0.1.x? in request"),
+            (Filters(rename_params={"y": "model2.x"}), "error renaming parameter y in request"),
         ):
-            error = self.assertRaises(FilterError, filtered, b'{"model2":["s"]}', rules)
+            error = self.assertRaises(BadRequest, filtered, b'{"model2":[["s",[]]],"y":1}', rules)
             self.assertIn(word, str(error))
 
     def test_system_prompt_of_a_name_comes_before_that_of_the_model(self):
