@@ -70,7 +70,7 @@ class WebParts:
         self.inference = inference = Inference(
             router, self.proxy, keys, models.peers.avoided, parser, lambda path: self._has_route(path)
         )
-        self.passthrough = passthrough = Passthrough(router, self.proxy, keys, parser)
+        self.passthrough = passthrough = Passthrough(router, self.proxy, keys, inference.jobs, parser)
         self.streams = StreamingResponses()
         self.reloads = ReloadRecord(parts.context.bus)
         self.access, self.memory, self.disk = AccessLog(parts.logs.formatter), memory_budget(), disk_budget()

@@ -130,11 +130,10 @@ class Inference:
         self._ollama = OllamaRequests(self.router, self.handler, self.run)
 
     def is_model_route(self, head: RequestHead) -> bool:
-        """Whether `serve` responds to this request."""
-        path = head.path  # the routes of the Ollama API are among them, enabled or not
-        served = is_model_path(head.method, path) or is_websocket_route(head)
-        served = served or (head.method in JOB_METHODS and job_path(path) is not None)
-        return served or (head.method == b"POST" and not self.other_route(path))
+        """Whether `serve` responds to this request, which may be one of the Ollama API, enabled or not."""
+        served = is_model_path(head.method, head.path) or is_websocket_route(head)
+        served = served or (head.method in JOB_METHODS and job_path(head.path) is not None)
+        return served or (head.method == b"POST" and not self.other_route(head.path))
 
     def serve(self, exchange: Exchange) -> Task:
         """Respond to one request; see `ProxyHandler.serve`."""
@@ -292,13 +291,12 @@ class Inference:
         self, exchange: Exchange, facts: HeadFacts, content: RequestContent, selector: Selector, asked: str
     ) -> ProxyRequest:
         """The request for the target that a selector chooses. `asked` is the name that the client sent."""
-        config, head = facts.config, exchange.head
         choice = self.router.choose(selector.id)
         try:
             names: Sequence[str] = (choice.target,)
             if selector.strategy == "failover":
-                names = sorted((choice.target, *choice.others), key=lambda name: self._is_avoided(config, name))
-            targets = [self._target(config, name, head, content.streaming) for name in names]
+                names = sorted((choice.target, *choice.others), key=lambda name: self._is_avoided(facts.config, name))
+            targets = [self._target(facts.config, name, exchange.head, content.streaming) for name in names]
             for target in targets:
                 facts.access.require_model(asked or selector.id, selector.id, *target.names)
                 facts.access.require_counted(not target.bypass)
@@ -314,7 +312,10 @@ class Inference:
         head, facts = exchange.head, facts_of(exchange, config, self.authenticate)
         short = short_json(exchange.body, head.query) if facts.json and not wants_json else None
         wants_json = wants_json or head.path in JSON_ROUTES
-        return facts, short or await read_content(head, exchange.body, wants_json=wants_json, run=self.run)
+        content = short or await read_content(head, exchange.body, wants_json=wants_json, run=self.run)
+        if head.method == b"POST" and self.jobs.hides_files(facts.access):
+            await self.jobs.require_own_files(facts.access, content.json_text, self.run)
+        return facts, content
 
     def _names_model(self, content: RequestContent, config: Config) -> bool:
         name = content.model
@@ -336,8 +337,7 @@ class Inference:
             content.rename(pin)
         if not content.model:
             raise NoModelNamed()
-        members = config.members(content.model)
-        if members and self._is_unknown(content.model, config):
+        if (members := config.members(content.model)) and self._is_unknown(content.model, config):
             ready = (member for member in members if self.router.state(member) == "ready")
             content.rename(next(ready, members[0]))
 
@@ -393,8 +393,7 @@ class Inference:
 
     def _target(self, config: Config, name: str, head: RequestHead, streaming: bool) -> Target:
         target = Target.named(config, name)
-        model = target.model
-        if model is None:
+        if target.model is None:
             return target
-        shows_loading = model.send_loading_state and streaming and head.path == b"/v1/chat/completions"
-        return target.of_request(head, load_refusal(head, model.id), shows_loading=shows_loading)
+        shows_loading = target.model.send_loading_state and streaming and head.path == b"/v1/chat/completions"
+        return target.of_request(head, load_refusal(head, target.model.id), shows_loading=shows_loading)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from llamaswap.config import Config
 from llamaswap.errors import BadRequest
+from llamaswap.observe.worker import RunBlocking
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
@@ -23,9 +25,10 @@ from llamaswap.upgrade.state import HandedJob
 from llamaswap.web.errors import HttpError
 from llamaswap.web.key_access import KeyAccess
 from llamaswap.web.target import Target
+from llamaswap.wire.file_ids import file_ids
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.json_body import JsonBody
-from llamaswap.wire.json_members import json_text, split_members
+from llamaswap.wire.json_members import LARGE, json_text, split_members
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 
 MAX_JOBS = 10_000
@@ -160,6 +163,25 @@ class JobDirectory:
             way_out = "; to ask a server for it, name its model as ?model=NAME" if access.sees_all_jobs else ""
             raise HttpError(404, f"{kind} with id '{identity[:LONGEST_ID]}' not found{way_out}")
         return job
+
+    def hides_files(self, access: KeyAccess) -> bool:
+        """Whether there are files that a key may not reach."""
+        others = () if access.sees_all_jobs else (jobs for owner, jobs in self._jobs.items() if owner != access.name)
+        return any(kind == "files" for jobs in others for kind, _ in jobs)
+
+    async def require_own_files(self, access: KeyAccess, text: bytes | None, run: RunBlocking) -> None:
+        """Raise HttpError(404) if a JSON body names a file of another key. None: the body is no JSON object."""
+        if text is None or b"\0" in text:  # a NUL: some servers read UTF-16, in which no name would be found here
+            raise BadRequest("the body must be a JSON object in UTF-8")
+        work = partial(self._hidden_file, access.name, text)
+        identity = work() if len(text) <= LARGE else await run(work)
+        if identity is not None:
+            raise HttpError(404, f"files with id '{identity}' not found")
+
+    def _hidden_file(self, owner: str, text: bytes) -> str | None:
+        own, others = self._jobs.get(owner, {}), list(self._jobs.values())
+        named = (("files", identity) for identity in file_ids(text))
+        return next((key[1] for key in named if key not in own and any(key in jobs for jobs in others)), None)
 
     def servers(self, owner: str, kind: str) -> dict[str, set[str]]:
         """The IDs of a key's jobs of a kind, by the server that has them."""

@@ -25,10 +25,10 @@ from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.head_facts import Authenticate, facts_of
 from llamaswap.web.inference import ALL_ROUTES, is_model_path
-from llamaswap.web.jobs import may_be_job_path
+from llamaswap.web.jobs import JobDirectory, may_be_job_path
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest
-from llamaswap.web.request_content import parse_json, read_content
+from llamaswap.web.request_content import RequestContent, parse_json, read_content
 from llamaswap.web.target import Target
 from llamaswap.wire.paths import FOREIGN
 
@@ -106,6 +106,7 @@ class Passthrough:
     router: Router
     handler: ProxyHandler
     authenticate: Authenticate
+    jobs: JobDirectory
     run: RunBlocking = at_once
 
     def is_expecting(self, head: RequestHead) -> bool:
@@ -163,6 +164,8 @@ class Passthrough:
             await self._rename(request, always=True)
         elif target.peer is not None and target.peer_model != target.name and _is_readable(head):
             await self._rename(request, always=False)
+        elif (metered or _is_json_post(head)) and self.jobs.hides_files(facts.access):
+            await request.send_as_is(await self._content(request), self.run)
         elif request.metered:
             await self._capture(request)
         return request
@@ -170,12 +173,19 @@ class Passthrough:
     async def _rename(self, request: ProxyRequest, *, always: bool) -> None:
         """Name a peer's model as the peer does, if the body names it as we do; `always`: whatever the body names, so
         that it is the model of the path, which the key may use."""
-        exchange = request.exchange
-        content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
+        content = await self._content(request)
         if always or content.model == request.requested:
             content.rename(request.target.peer_model)
-        request.streaming = content.streaming
         await request.send_as_is(content, self.run)
+
+    async def _content(self, request: ProxyRequest) -> RequestContent:
+        """The request's content, which names no file of another key."""
+        exchange, access = request.exchange, request.facts.access
+        content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
+        if exchange.head.method == b"POST" and self.jobs.hides_files(access):
+            await self.jobs.require_own_files(access, content.json_text, self.run)
+        request.streaming = content.streaming
+        return content
 
     async def _capture(self, request: ProxyRequest) -> None:
         """Read a body of moderate size whole, for its capture; other bodies are streamed."""
@@ -215,6 +225,10 @@ def _is_readable(head: RequestHead) -> bool:
     """Whether the body is of a type in which the model's name can be found."""
     kind = (head.first(b"content-type") or b"").lower()
     return any(form in kind for form in (b"application/json", b"x-www-form-urlencoded", b"multipart/form-data"))
+
+
+def _is_json_post(head: RequestHead) -> bool:
+    return head.method == b"POST" and b"application/json" in (head.first(b"content-type") or b"").lower()
 
 
 def _redirect(exchange: Exchange, path: bytes) -> None:

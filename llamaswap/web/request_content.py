@@ -64,6 +64,13 @@ class RequestContent:
     keeper: ResponseKeeper | None = None
     reserved: TakenBytes | None = None
 
+    @property
+    def json_text(self) -> bytes | None:
+        """The body that a server could read as JSON, as it will be sent; None if it should be JSON and is not."""
+        if self.json is not None:
+            return self.json.render()
+        return b"" if self.scan is not None else self.form
+
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""
         return evolve(self, json=self.json.copy() if self.json is not None else None)

@@ -192,7 +192,7 @@ def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
     is_object, begin, members = cut.is_object, cut.opened, cut.members
     closing, end = 0x7D if is_object else 0x5D, len(data)
     if data[begin : begin + 1] != b'"':
-        first = _after_space(data, begin)
+        first = after_space(data, begin)
         if first < end and data[first] == closing:
             cut.rest, cut.whole = begin, True
             return cut
@@ -210,13 +210,13 @@ def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
                 break
             key, position = named
         else:
-            key, position = "", _after_space(data, begin)
+            key, position = "", after_space(data, begin)
         stop = _value_end(data, position)
         if stop < 0:
             break
         after = stop
         if stop < end and data[stop] not in _ENDS:
-            after = _after_space(data, stop)
+            after = after_space(data, stop)
         members.append(JsonMember(key, begin, position, stop, after))
         begin = after
         if after < end and data[after] == 0x2C:
@@ -247,12 +247,12 @@ def _opened(data: bytes) -> JsonContainer | None:
     """The object or array that `data` begins with, its members not read yet; None if it begins with neither."""
     start = 0
     if data[:1] != b"{":
-        start = _after_space(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0)
+        start = after_space(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0)
     opening = data[start : start + 1]
     return JsonContainer(data, opening == b"{", start + 1) if opening in (b"{", b"[") else None
 
 
-def _after_space(data: bytes, position: int) -> int:
+def after_space(data: bytes, position: int) -> int:
     """The index of the first byte from `position` on that is not white space."""
     return _SPACE.match(data, position).end()  # type: ignore[union-attr] # matches empty
 
@@ -262,13 +262,13 @@ def _key(data: bytes, begin: int) -> tuple[str, int] | None:
     plain = _KEY.match(data, begin)
     if plain is not None:
         return plain.group(1).decode("utf-8", "replace"), plain.end()
-    start = _after_space(data, begin)
+    start = after_space(data, begin)
     if data[start : start + 1] != b'"':
         return None
     stop = _string_end(data, start)
     if stop < 0 or stop - start > LONGEST_NAME:
         return None
-    colon = _after_space(data, stop)
+    colon = after_space(data, stop)
     if data[colon : colon + 1] != b":":
         return None
-    return json_text(data[start:stop]) or "", _after_space(data, colon + 1)
+    return json_text(data[start:stop]) or "", after_space(data, colon + 1)

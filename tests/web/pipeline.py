@@ -319,7 +319,7 @@ class Stage:
             loading_stream=lambda model, write: LoadingStream(self.clock, model, write, min, REMARKS),
         )
         self.inference = Inference(self.router, self.handler, self.authenticate)
-        self.passthrough = Passthrough(self.router, self.handler, self.authenticate)
+        self.passthrough = Passthrough(self.router, self.handler, self.authenticate, self.inference.jobs)
 
     def authenticate(self, head):
         if not self.keys:

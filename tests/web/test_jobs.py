@@ -38,7 +38,8 @@ class JobTestCase(SynchronousTestCase):
     def ask(self, method, path, body=b"", *headers):
         """The request that the server gets; None and the status if it gets none."""
         before = len(self.stage.forwarder.forwarded)
-        asked = self.stage.ask(method, path, body, *headers)
+        serve = self.stage.passthrough.serve if path.startswith(b"/upstream/") else None
+        asked = self.stage.ask(method, path, body, *headers, serve=serve)
         return self.last if len(self.stage.forwarder.forwarded) > before else asked.sink.status
 
     def held(self):
@@ -175,6 +176,7 @@ class KeyTests(JobTestCase):
     def use(self, name, models=None, scopes=()):
         access = KeyAccess(name, models=models, key=ApiKey(name=name, scopes=scopes))
         self.stage.inference.authenticate = lambda head: Authenticated(frozenset(), access)
+        self.stage.passthrough.authenticate = self.stage.inference.authenticate
 
     def listed(self, path=b"/v1/videos?model=alpha", **document):
         """The list that the client gets of a server's."""
@@ -281,6 +283,48 @@ class KeyTests(JobTestCase):
             (b'{"input_file_id":"file-1"}', form),
         ):
             self.assertEqual(self.ask(b"POST", b"/v1/batches?model=alpha", body, (b"Content-Type", kind)), 400, body)
+
+    def test_a_chat_that_names_the_file_of_another_key_is_not_served(self):
+        self.use("anna")
+        self.create("file-1", "processed", b"/v1/files")
+        self.use("bert")
+        self.create("file-2", "processed", b"/v1/files")
+        kind, nested = (b"Content-Type", b"application/json"), b'{"model":"alpha","messages":[{"content":[%b]}]}'
+        paths = (b"/v1/chat/completions", b"/v1/responses", b"/v1/messages", b"/upstream/alpha/v1/chat/completions")
+        parts = (
+            b'{"type":"file","file":{"file_id":"file-1"}}',
+            b'{"file_id":"file-2","file_id" : "file-1"}',
+            b'{"f\\u0069le\\u005Fid":"file\\u002d1"}',
+            b'{"container":{"file_ids":[null, "file-2" , "file-1"]}}',
+            b'{"file_id":' + b" " * 70_000 + b'"file-1"}',
+            b'{"text":"' + b"x" * (1 << 18) + b'","file_id":"file-1"}',
+            b'{"text":"' + b"x" * (1 << 20) + b'","file_id":"file-1"}',
+        )
+        for path in paths:
+            for part in parts:
+                self.assertEqual(self.ask(b"POST", path, nested % part, kind), 404, (path, part[:80]))
+        by_query = b"/v1/chat/completions?model=alpha"
+        self.assertEqual(self.ask(b"POST", by_query, b'{"file_id":"file-1"}'), 404)
+        self.assertEqual(self.ask(b"POST", by_query, '{"file_id":"file-1"}'.encode("utf-16"), kind), 400)
+        self.assertEqual(self.ask(b"POST", by_query, '{"file_id":"file-1"}'.encode("utf-16-le"), kind), 400)
+
+    def test_a_chat_names_own_files_and_those_that_no_other_key_has_made(self):
+        self.use("anna")
+        self.create("file-1", "processed", b"/v1/files")
+        kind = (b"Content-Type", b"application/json")
+        served = b'{"model":"alpha","a":{"file_id":"%b"},"b":"\\"file_id\\":\\"file-1\\"","c":["file_id","file-1"]}'
+        for user, identity in (
+            (("bert",), b"file-2"),
+            (("anna",), b"file-1"),
+            (("parent", None, ("admin",)), b"file-1"),
+        ):
+            self.use(*user)
+            for path in (b"/v1/chat/completions", b"/upstream/alpha/v1/chat/completions"):
+                found = self.ask(b"POST", path, served % identity, kind)
+                self.assertEqual((found.upstream.name, found.sent), ("alpha", served % identity), path)
+        self.use("bert")
+        self.assertEqual(self.ask(b"GET", b"/upstream/alpha/v1/models", b"", kind).upstream.name, "alpha")
+        self.assertEqual(self.ask(b"POST", b"/v1/videos", VIDEO, FORM).upstream.name, "alpha")
 
     def test_a_key_reaches_no_job_of_another_key_by_another_spelling_of_its_path(self):
         self.use("anna")
