@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
 from llamaswap.proxy.transport import Transport
+from llamaswap.wire.credentials import WEBSOCKET_PROTOCOL
 from llamaswap.wire.headers import ResponseHeaders
 
 Headers = list[tuple[bytes, bytes]]
@@ -66,12 +67,15 @@ class RequestHead:
         self.written = b""
 
     def first(self, name: bytes) -> bytes | None:
-        """The first value of a header (`name` in lower case, not Content-Length), or None."""
+        """The first value of a header (`name` in lower case, not Content-Length), or None. Of the protocols of a
+        websocket, which may be on several lines, the whole list."""
         index = self.known.index
         if index is None:
             index = self.known.index = {}
             for key, value in self.headers:
-                index.setdefault(key.lower(), value)
+                lower = key.lower()
+                if index.setdefault(lower, value) is not value and lower == WEBSOCKET_PROTOCOL:
+                    index[lower] += b", " + value
         return index.get(name)
 
 

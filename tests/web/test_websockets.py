@@ -290,6 +290,15 @@ class PageKeyTests(SynchronousTestCase):
         self.assertEqual(self.stage.witness.facts.key_name, "page")
         self.assertNotIn("sk-page", str(self.stage.witness.facts.headers))
 
+    def test_protocols_on_several_lines_are_one_list(self):
+        self.open(b"sk-page")
+        lines = ((b"Sec-WebSocket-Protocol", b"chat"), (b"sec-websocket-protocol", self.OFFERED % b"sk-page"))
+        Opened(self.stage, b"/v1/realtime?model=alpha", *lines)
+        sent = [value for name, value in self.stage.forwarder.forwarded[-1].head.headers if name.lower() == lines[1][0]]
+        self.assertEqual(sent, [b"chat", b"realtime, openai-beta.realtime-v1"])
+        accepted = Opened(self.stage, b"/v1/realtime", *lines).wire.took()
+        self.assertIn(b"Sec-WebSocket-Protocol: realtime\r\n", accepted)
+
     def test_no_key_of_several_is_forwarded(self):
         for first, second in ((b"sk-page", b"sk-other"), (b"sk-wrong", b"sk-page")):
             self.open(first + b", openai-insecure-api-key." + second, headers=((b"X-Api-Key", b"sk-page"),))
