@@ -32,7 +32,7 @@ from llamaswap.routing.hosts_router import HostsRouter
 from llamaswap.routing.interfaces import NO_STANDING, Standing
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.managed_model import ManagedModel
-from llamaswap.routing.swaps import Swaps
+from llamaswap.routing.swaps import LOGGED_ERRORS, Swaps
 from llamaswap.scheduling.effects import Admit, Refuse, Ticket
 from llamaswap.scheduling.out_of_memory import ran_out_of_memory
 from llamaswap.scheduling.rules import rules_of
@@ -282,9 +282,9 @@ class Router(HostsRouter):
     def _preload_one(self, name: str) -> Deferred[None]:
         def failed(failure: Failure) -> None:
             failure.trap(RequestError, CancelledError)
-            self._log.warn(
-                "preload of {model} failed: {error}", model=name, error=plain_error(failure.getErrorMessage())
-            )
+            if not failure.check(*LOGGED_ERRORS):
+                reason = plain_error(failure.getErrorMessage())
+                self._log.warn("preload of {model} failed: {error}", model=name, error=reason)
             self._bus.publish(Preloaded(name, False))
 
         return self.load(name, "preload").addCallbacks(lambda _: self._bus.publish(Preloaded(name, True)), failed)

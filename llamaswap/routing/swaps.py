@@ -28,6 +28,7 @@ from llamaswap.scheduling.state import Phase, WaitReason
 from llamaswap.servers.server_snapshot import ServerSnapshot
 
 T = TypeVar("T")
+LOGGED_ERRORS = (StartFailed, ServerVanished)  # of loads: raised by swaps, which log them
 
 
 @define(eq=False)

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.errors import LlamaswapError, plain_error
+from llamaswap.routing.swaps import LOGGED_ERRORS
 
 log = Logger()
 T = TypeVar("T")
@@ -38,7 +39,9 @@ def shielded(work: Deferred[T], what: str) -> Deferred[T]:
 
 
 def log_failure(failure: Failure, what: str) -> None:
-    """Log the failure of work for which no client waits; the event stream shows it to all."""
+    """Log the failure of work for which no client waits, unless it is logged; the event stream shows it to all."""
+    if failure.check(*LOGGED_ERRORS):
+        return
     if failure.check(LlamaswapError):
         log.warn("{what} failed: {reason}", what=what, reason=plain_error(failure.getErrorMessage()))
     else:

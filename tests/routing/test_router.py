@@ -7,6 +7,7 @@ from math import inf
 from attrs import Factory, define, evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import (
@@ -1263,6 +1264,13 @@ class PreloadTests(SynchronousTestCase):
         here.settle(30)
         self.successResultOf(done)
         self.assertEqual(here.events(Preloaded), [Preloaded("a", False), Preloaded("b", True)])
+
+    def test_failed_preload_is_logged_once(self) -> None:
+        here = self.preloading("a", a={"failure": StartFailed("a", "no such command")})
+        with capturedLogs() as events:
+            here.router.preload()
+            here.settle(30)
+        self.assertEqual(["no such command" in formatEvent(event) for event in events].count(True), 1)
 
 
 class ApplyTests(SynchronousTestCase):

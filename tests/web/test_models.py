@@ -1,4 +1,5 @@
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
@@ -80,11 +81,15 @@ class VerbTests(TestCase):
             world = World(example_router(states={"alpha": state}))
             self.assertEqual(world.ask("/api/models/load/alpha", "POST").json["state"], shown)
 
-    def test_a_load_that_fails_later_is_logged(self):
-        world = World()
-        world.router.work = Deferred()
-        self.assertEqual(world.ask("/api/models/load/alpha", "POST").status, 202)
-        world.router.work.errback(StartFailed("alpha", "no"))
+    def test_a_load_that_fails_later_is_logged_unless_its_swap_has_logged_it(self):
+        for error, logged in ((NotReady("alpha", "no"), 1), (StartFailed("alpha", "no"), 0), (ValueError("no"), 1)):
+            world = World()
+            world.router.work = Deferred()
+            self.assertEqual(world.ask("/api/models/load/alpha", "POST").status, 202)
+            with capturedLogs() as events:
+                world.router.work.errback(error)
+            self.assertEqual(sum("loading alpha" in formatEvent(event) for event in events), logged, error)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     def test_a_load_is_answered_at_its_end_if_the_client_waits(self):
         world = World()
