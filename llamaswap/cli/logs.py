@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from datetime import datetime
 from typing import Any
@@ -44,13 +44,9 @@ def logs(context: CliContext, name: str, follow: bool, lines: int | None, times:
         written, rest = _split(str(history["data"]))
         if rest and not follow:
             written, rest = [*written, rest], ""
-        when: float | None = None
-        changes = {int(line): ms / 1000 for line, ms in history.get("times") or ()}
         first = 0 if lines is None else max(0, len(written) - lines)
-        for number, line in enumerate(written):
-            when = changes.get(number, when)
-            if number >= first:
-                _print(context, line, when, times)
+        for line, when in list(with_times(written, history))[first:]:
+            _print(context, line, when, times)
         if not follow:
             return
         for kind, message in news:
@@ -60,6 +56,22 @@ def logs(context: CliContext, name: str, follow: bool, lines: int | None, times:
                     _print(context, line, time.time(), times)
 
 
+def with_times(lines: Iterable[str], history: JsonObject) -> Iterator[tuple[str, float | None]]:
+    """Each line of a log's history with the unix time at which it was written, None if it is not known."""
+    when: float | None = None
+    changes = {int(line): ms / 1000 for line, ms in history.get("times") or ()}
+    for number, line in enumerate(lines):
+        when = changes.get(number, when)
+        yield line, when
+
+
+def stamp(line: str, when: float | None) -> str:
+    """What stands before a line: its time and two spaces, nothing if it has its own."""
+    if HAS_TIME.match(line):
+        return ""
+    return f"{datetime.fromtimestamp(when):%m-%d %H:%M:%S}  " if when is not None else " " * 16
+
+
 def _split(text: str) -> tuple[list[str], str]:
     """The complete lines of a text, and what follows the last of them."""
     *lines, rest = text.split("\n")
@@ -67,10 +79,8 @@ def _split(text: str) -> tuple[list[str], str]:
 
 
 def _print(context: CliContext, line: str, when: float | None, times: bool) -> None:
-    at = None if when is None else datetime.fromtimestamp(when).astimezone()
     if context.as_json:
+        at = None if when is None else datetime.fromtimestamp(when).astimezone()
         context.line({"line": line, "time": at and at.isoformat(timespec="milliseconds")})
-    elif not times or HAS_TIME.match(line):
-        click.echo(line)
     else:
-        click.echo(f"{click.style(f'{at:%m-%d %H:%M:%S}' if at else ' ' * 14, dim=True)}  {line}")
+        click.echo(f"{click.style(stamp(line, when), dim=True)}{line}" if times else line)

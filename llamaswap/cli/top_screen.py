@@ -24,7 +24,7 @@ from rich.text import Text
 
 from llamaswap.cli import models
 from llamaswap.cli.client import RESPONSE_TIMEOUT, WORK_TIMEOUT, ApiClient, ClientError, JsonObject, quoted
-from llamaswap.cli.logs import open_log
+from llamaswap.cli.logs import open_log, stamp, with_times
 
 KEYS = "up/down choose   l load   u unload   p pin   enter logs   s sort   ? help   q quit"
 HELP = f"""{KEYS.replace("   ", chr(10))}
@@ -126,12 +126,13 @@ class TopScreen:
         self.note, self.failed = note, failed
 
     def log_of_chosen(self) -> list[str]:
-        """The lines of the log that is shown, if one is. Raises ClientError."""
+        """The lines of the log that is shown, if one is, with their times. Raises ClientError."""
         if self.page != "logs" or self.model is None:
             return []
         history, news = open_log(self.client, self.model["id"], RESPONSE_TIMEOUT)
         news.close()
-        return str(history["data"]).splitlines()
+        lines = str(history["data"]).splitlines()
+        return [stamp(line, when) + line for line, when in with_times(lines, history)]
 
     def view(self, height: int) -> Group:
         """The screen with this number of lines."""

@@ -7,6 +7,7 @@ import signal
 import sys
 import termios
 import time
+from datetime import datetime
 
 from rich.console import Console
 from twisted.trial.unittest import SynchronousTestCase
@@ -154,6 +155,16 @@ class ScreenTests(SynchronousTestCase):
         self.assertNotIn("one", rendered(self.screen, 3))
         self.press("q")
         self.assertEqual((self.screen.page, self.screen.ended), ("models", False))
+
+    def test_log_lines_have_the_times_at_which_they_were_written(self):
+        at = 1_750_000_000.0
+        lines = "old\none\n2026-02-03T04:05:06Z own\nlast"
+        message = {"source": "bad", "data": lines, "times": [[1, at * 1000], [3, at * 1000 + 9000]]}
+        self.server.on("GET /api/events?topics=logs:bad", sse(news("logData", message)))
+        self.press("enter")
+        stamp = lambda when: datetime.fromtimestamp(when).strftime("%m-%d %H:%M:%S  ")
+        expected = [" " * 16 + "old", f"{stamp(at)}one", "2026-02-03T04:05:06Z own", f"{stamp(at + 9)}last"]
+        self.assertEqual(self.screen.log_of_chosen(), expected)
 
     def test_help_is_shown_and_q_leaves(self):
         self.press("?")
