@@ -18,10 +18,8 @@ from llamaswap.errors import ConfigError
 from llamaswap.web.config_history import VersionSource
 from llamaswap.web.configfile import ConfigFile
 
-WRITTEN = (
-    "{file} is written, the old text is {file}.bak; a running llamaswap reads it with -watch-config or after "
-    "llamaswap reload"
-)
+READ = "a running llamaswap reads it with -watch-config or after llamaswap reload"
+WRITTEN = "{file} is written, the old text is {file}.bak; " + READ
 
 
 def write(path: Path, text: str, config: Config, author: str) -> None:
@@ -64,12 +62,11 @@ def edit(
 def add_model(path: Path, model: FoundModel, author: str) -> None:
     """Add an entry for a model; its name must be new."""
     command = " ".join(map(quoted, with_port(model.words)))
-    entry = f"{{cmd: {json.dumps(command, ensure_ascii=False)}}}"
 
     def change(text: str, before: Config) -> str:
         if model.name in before.models:
             raise NotEditable(f"there is a model {model.name} already")
-        return set_key(text, ("models", model.name), entry)
+        return set_key(text, ("models", model.name, "cmd"), json.dumps(command, ensure_ascii=False))
 
     edit(path, author, change, lambda before, after: set(after.models) == {*before.models, model.name})
 

@@ -19,7 +19,7 @@ from urllib.request import getproxies
 import click
 from attrs import evolve
 
-from llamaswap.cli.config_edit import WRITTEN, add_model
+from llamaswap.cli.config_edit import READ, WRITTEN, add_model
 from llamaswap.cli.context import CliContext, local
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.cli.hf_download import fetch
@@ -123,8 +123,9 @@ def pull(
         add = click.confirm(f"Add {', '.join(model.name for model in models)} to {config}?", default=True, err=True)
     for model in models if add else ():
         config.touch()
+        written = WRITTEN if config.stat().st_size else "{file} is written; " + READ
         add_model(config, model, "llamaswap pull")
-        context.note(f"added {model.name}: {WRITTEN.format(file=config)}", "green")
+        context.note(f"added {model.name}: {written.format(file=config)}", "green")
 
 
 def _download(

@@ -28,14 +28,15 @@ def scalar(text: str) -> str:
 
 def set_key(text: str, path: Path, value: str) -> str:
     """The text with the value at `path`, a scalar or a value in braces or brackets as it is written; missing mappings
-    are added. Raises NotEditable."""
+    are added, inside braces in braces. Raises NotEditable."""
     root = _composed(text)
     if root is None:
-        return f"{text.rstrip()}\n{_written(path, value)}\n".lstrip("\n")
-    return _set(text, root, path, value)
+        return f"{text.rstrip()}\n{_block(path, value, 0)}\n".lstrip("\n")
+    return _set(text, root, path, value, None)
 
 
-def _set(text: str, node: Node, path: Path, value: str) -> str:
+def _set(text: str, node: Node, path: Path, value: str, indent: int | None) -> str:
+    """`indent` is that of the members of `node`, if it is empty; None in braces."""
     start, end = node.start_mark.index, node.end_mark.index
     space = "" if end > start else " "
     if not path:
@@ -43,17 +44,28 @@ def _set(text: str, node: Node, path: Path, value: str) -> str:
             raise NotEditable("there is a mapping or a list in place of a value")
         return f"{text[:start]}{space}{value}{text[end:]}"
     if isinstance(node, ScalarNode) and node.tag == _NULL:
+        if indent is not None and start == end:
+            line_end = text.find("\n", start) % (len(text) + 1)  # also where the last line has no end
+            return f"{text[:line_end]}\n{' ' * indent}{_block(path, value, indent)}{text[line_end:]}"
         return f"{text[:start]}{space}{{{_written(path, value)}}}{text[end:]}"
     if (member := _member(node, path[0])) is not None:
-        return _set(text, member[1], path[1:], value)
+        inner = None if not isinstance(node, CollectionNode) or node.flow_style else node.start_mark.column + 2
+        return _set(text, member[1], path[1:], value, inner)
     if not isinstance(node, MappingNode):
         raise NotEditable(f"{path[0]} needs a mapping around it")
     if node.flow_style:
         separator = ", " if node.value else ""
         return f"{text[: start + 1]}{_written(path, value)}{separator}{text[start + 1 :]}"
     if node.start_mark.column == 0:  # at the end of the file, after all comments
-        return f"{text.rstrip()}\n\n{_written(path, value)}\n"
-    return f"{text[:start]}{_written(path, value)}\n{' ' * node.start_mark.column}{text[start:]}"
+        return f"{text.rstrip()}\n\n{_block(path, value, 0)}\n"
+    column = node.start_mark.column
+    return f"{text[:start]}{_block(path, value, column)}\n{' ' * column}{text[start:]}"
+
+
+def _block(path: Path, value: str, indent: int) -> str:
+    """The path and its value, each step on a line, the first of which is at `indent`."""
+    lines = [f"{' ' * (indent + 2 * depth)}{scalar(str(step))}:" for depth, step in enumerate(path)]
+    return "\n".join(lines).lstrip() + f" {value}"
 
 
 def _written(path: Path, value: str) -> str:

@@ -130,7 +130,8 @@ class ConfigFile:
         return Impact(warnings, models)
 
     def write(self, text: str, source: VersionSource) -> None:
-        """Replace the file in one step and load it; its old text is kept in the history and as the `.bak` beside it."""
+        """Replace the file in one step and load it; its old text is kept in the history and as the `.bak` beside it,
+        unless it was empty."""
         assert self.path is not None
         # Through a symlink the file it points to is replaced, not the link.
         target = self.path.resolve()
@@ -138,9 +139,10 @@ class ConfigFile:
         backup, fresh = (target.with_name(target.name + suffix) for suffix in (".bak", ".new"))
         earlier, old, new = ConfigHistory(target, self.wall), target.read_bytes(), text.encode()
         # The operator may have written this text by hand, so an edit over HTTP must not lose it.
-        earlier.keep(old, like, VersionSource("found"))
-        for place, content in ((backup, old), (fresh, new)):
-            create(place, content, like, sync=True)
+        if old:
+            earlier.keep(old, like, VersionSource("found"))
+            create(backup, old, like, sync=True)
+        create(fresh, new, like, sync=True)
         os.replace(fresh, target)
         try:
             earlier.keep(new, like, source)

@@ -261,11 +261,14 @@ class OllamaModelEndpoints:
         tell({"status": "writing manifest"})
         models = gguf_models(PurePath(path) for path in pulled.paths if path.lower().endswith(".gguf"))
         words = models[0].words if models else ("vllm", "serve", repository)
-        entry = {
-            "cmd": " ".join(map(quoted, with_port(words))),
-            "metadata": {PULLED: {"repository": pulled.repository, "files": list(pulled.files)}},
-        }
-        await self._edit(call, lambda text: set_key(text, ("models", name), json.dumps(entry)))
+        command = json.dumps(" ".join(map(quoted, with_port(words))))
+        source = json.dumps({"repository": pulled.repository, "files": list(pulled.files)})
+
+        def change(text: str) -> str:
+            text = set_key(text, ("models", name, "metadata", PULLED), source)
+            return set_key(text, ("models", name, "cmd"), command)
+
+        await self._edit(call, change)
         await self._until(lambda: self._known(name))
 
     async def _create(

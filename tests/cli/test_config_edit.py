@@ -54,6 +54,12 @@ class EditTests(SynchronousTestCase):
             self.assertIn('-m "/a b/m.gguf"', added["new"].cmd)
             self.assertRegex(added["new"].cmd, "--port [0-9]+")
 
+    def test_added_model_is_written_as_in_the_documentation(self):
+        for before, head in (("", "models:\n"), ("models:\n", "models:\n"), ("ttl: 1\n", "ttl: 1\n\nmodels:\n")):
+            path = self.file(before)
+            add_model(path, FoundModel("new", ("srv",)), "test")
+            self.assertEqual(path.read_text(), head + '  new:\n    cmd: "srv --port ${PORT}"\n')
+
     def test_model_with_a_known_name_is_not_added(self):
         path = self.file()
         with self.assertRaises(ClickException) as caught:

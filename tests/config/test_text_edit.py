@@ -12,9 +12,9 @@ class SetKeyTests(SynchronousTestCase):
         self.assertEqual(set_key(before, path, "on"), after)
 
     def test_missing_section_comes_last(self):
-        self.becomes("# mine\nmodels: {}  # none\n", "# mine\nmodels: {}  # none\n\nrouting: {memory: on}\n")
-        self.becomes("", "routing: {memory: on}\n")
-        self.becomes("# only\n", "# only\nrouting: {memory: on}\n")
+        self.becomes("# mine\nmodels: {}  # none\n", "# mine\nmodels: {}  # none\n\nrouting:\n  memory: on\n")
+        self.becomes("", "routing:\n  memory: on\n")
+        self.becomes("# only\n", "# only\nrouting:\n  memory: on\n")
         self.becomes("{models: {}}", "{routing: {memory: on}, models: {}}")
 
     def test_key_is_added_to_a_section(self):
@@ -26,8 +26,18 @@ class SetKeyTests(SynchronousTestCase):
         self.becomes("routing: {}  # later\n", "routing: {memory: on}  # later\n")
 
     def test_empty_section_is_filled(self):
-        self.becomes("routing:\nmodels: {}\n", "routing: {memory: on}\nmodels: {}\n")
+        self.becomes("routing:\nmodels: {}\n", "routing:\n  memory: on\nmodels: {}\n")
+        self.becomes("models: {}\nrouting: # mine", "models: {}\nrouting: # mine\n  memory: on")
+        self.becomes("{routing: }", "{routing: {memory: on} }")
+        self.becomes("- routing:\n- 1\n", "- routing:\n    memory: on\n- 1\n", (0, *PATH))
+        self.becomes("-\n- 1\n", "-\n  memory: on\n- 1\n", (0, "memory"))
         self.becomes("routing: null # no\n", "routing: {memory: on} # no\n")
+
+    def test_several_missing_mappings_are_written_as_a_block(self):
+        path = ("models", "a b", "filters", "setParams")
+        self.becomes(
+            "models:\n    x: {}\n", 'models:\n    "a b":\n      filters:\n        setParams: on\n    x: {}\n', path
+        )
 
     def test_value_is_replaced(self):
         self.becomes("routing:\n  memory: advise # for now\n", "routing:\n  memory: on # for now\n")

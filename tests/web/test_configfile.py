@@ -73,6 +73,12 @@ class ConfigFileTests(TestCase):
         for path in (self.path, backup):
             self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
 
+    def test_empty_file_has_no_backup_and_no_earlier_version(self):
+        self.path.write_text("")
+        self.file.write(NEW, VersionSource("saved"))
+        self.assertFalse(self.path.with_name(self.path.name + ".bak").exists())
+        self.assertEqual([version.why for version in self.file.versions()], ["saved"])
+
     def test_a_link_stays_a_link(self):
         link = Path(self.mktemp())
         link.symlink_to(self.path.resolve())
