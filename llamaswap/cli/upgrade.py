@@ -117,7 +117,7 @@ def reload(context: CliContext) -> None:
     except ClientError as error:
         if error.status not in (401, 403):
             raise
-        after, note = {"result": "reloaded", "touched": {}}, "; its keys are in force: --key, or LLAMASWAP_API_KEY"
+        after, note = {"result": "reloaded", "touched": {}}, "; its keys apply: --key, or LLAMASWAP_API_KEY"
     if after["result"] == "rejected":
         raise ClientError(f"the configuration is rejected, the previous one stays: {after['message']}")
     if after == before:

@@ -38,8 +38,8 @@ class Validation:
 
 @frozen
 class ReloadOutcome:
-    """How the last reload ended: started (there was none), reloaded, or rejected (the configuration before is in
-    force)."""
+    """How the last reload ended: started (there was none), reloaded, or rejected (the configuration before is
+    still used)."""
 
     editable: bool
     result: str
@@ -140,7 +140,7 @@ class ConfigEndpoints:
     @route("POST", "/api/config/history/<string:version>/restore", runs_commands=True, answer=Impact)
     @_on_worker
     def restore(self, call: AdminRequest) -> Response:
-        """Put an earlier text in force again, by the rules for a new one."""
+        """Use an earlier text again, by the rules for a new one."""
         self._current(call)
         return self._written(call, self._earlier(call), call.variables["version"])
 

@@ -15,6 +15,7 @@ from llamaswap.config import Config, ConfigText, diff, load
 from llamaswap.config.environment import names_in, unexpanded
 from llamaswap.config.ports import keep
 from llamaswap.config.private_files import create
+from llamaswap.discover.missing import findings
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.web.config_history import ConfigHistory, VersionEntry, VersionSource
 from llamaswap.web.secret_masking import MASK, SHORTEST_SECRET
@@ -104,8 +105,9 @@ class ConfigFile:
     def check(self, text: str) -> Impact:
         """The effect of the text; ConfigError if the loader refuses it.
 
-        The text may name any variable of the environment. If edits are not allowed, no variable is expanded; otherwise
-        the variables' values are masked in the messages, because every client with a key can read these.
+        The text may name any variable of the environment. If edits are not allowed, no variable is expanded and no file
+        looked for; otherwise the variables' values are masked in the messages, because every client with a key can read
+        these.
         """
         variables = names_in(text)
         if not self.editable:
@@ -125,7 +127,9 @@ class ConfigFile:
         loaded = load([ConfigText(name, text), *others], environ)
         old = self.config()
         plan = diff(old, keep(old, loaded.config))
-        warnings = [ProblemDocument.of(_without(hide, problem)) for problem in (*notes, *loaded.warnings)]
+        changed = [loaded.config.models[name] for name in (*plan.restarted, *plan.added)]
+        lacks = map(Problem, findings(changed) if self.editable else ())
+        warnings = [ProblemDocument.of(_without(hide, problem)) for problem in (*notes, *loaded.warnings, *lacks)]
         models = ImpactModels(*(list(map(hide, names)) for names in (plan.restarted, plan.added, plan.removed)))
         return Impact(warnings, models)
 
@@ -147,7 +151,7 @@ class ConfigFile:
         try:
             earlier.keep(new, like, source)
         except OSError as error:  # the file is written, and its old text is kept
-            log.error("the new configuration is in force, but not in the history: {error}", error=error)
+            log.error("the new configuration is used, but not in the history: {error}", error=error)
         self.reload()
 
     def versions(self) -> Sequence[VersionEntry]:

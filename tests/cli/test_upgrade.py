@@ -122,7 +122,7 @@ class ReloadTests(SynchronousTestCase):
         refused = (401, {"error": {"message": "unauthorized"}})
         done = self.reload(self.status("started", "1"), refused)
         self.assertEqual(done.exit_code, 0, done.stderr)
-        self.assertIn("the configuration is reloaded; its keys are in force: --key, or LLAMASWAP_API_KEY", done.stdout)
+        self.assertIn("the configuration is reloaded; its keys apply: --key, or LLAMASWAP_API_KEY", done.stdout)
 
     def test_rejected_configuration_is_an_error_with_its_reason(self):
         done = self.reload(self.status("started", "1"), self.status("rejected", "2", "models must be a mapping"))

@@ -65,6 +65,16 @@ class ConfigFileTests(TestCase):
         self.assertIn("environment variables are not expanded without --allow-config-edit", str(checked.warnings[0]))
         self.assertEqual(self.file.check(OLD).warnings, [])
 
+    def test_file_that_a_new_or_changed_model_needs_and_is_missing_is_a_warning(self):
+        text = OLD.replace("serve", "/bin/sh") + "  new:\n    cmd: /bin/sh -m /missing/m.gguf ${PORT}\n"
+        (warning,) = self.file.check(text).warnings
+        self.assertIn("/missing/m.gguf does not exist", warning.message)
+        self.assertIn("new", warning.message)
+        self.file.allowed = False
+        self.assertEqual(self.file.check(text).warnings, [])
+        self.file.allowed, self.file.config = True, lambda: load([ConfigText("", text)], {}).config
+        self.assertEqual(self.file.check(text).warnings, [])
+
     def test_the_file_is_replaced_in_one_step_with_its_mode_and_a_backup(self):
         self.file.write(NEW, VersionSource("saved"))
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
