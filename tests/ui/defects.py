@@ -495,6 +495,23 @@ class MockDefects(harness.MockCase):
         self.gone(page.locator(".cm-content", has_text="# not saved"))
         self.assertEqual(page.faults, [])
 
+    def test_a_configuration_that_is_not_saved_is_compared_with_one_that_was_saved_elsewhere(self) -> None:
+        page = self.page("config")
+        page.locator(".cm-content").focus()
+        page.keyboard.insert_text("# not saved\n")
+        page.get_by_text("changed, not saved").wait_for()
+        self.world.config += "# by somebody else\n"
+        page.get_by_role("link", name="Models", exact=True).first.click()
+        page.get_by_role("heading", name="Models", exact=True).wait_for()
+        page.go_back()
+        page.get_by_role("button", name="Compare and keep mine").click()
+        page.locator("dialog .diff .d-add", has_text="# not saved").wait_for()
+        page.locator("dialog .diff .d-del", has_text="# by somebody else").wait_for()
+        page.get_by_role("button", name="Back", exact=True).click()
+        page.locator(".cm-content", has_text="# not saved").wait_for()
+        self.gone(page.get_by_role("button", name="Discard mine and read it again"))
+        self.assertEqual(page.faults, [])
+
     def test_a_save_that_the_server_refuses_leaves_its_reason_in_view(self) -> None:
         page = self.page("config")
         page.locator(".cm-content").focus()

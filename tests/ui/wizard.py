@@ -89,7 +89,7 @@ class Wizard(harness.MockCase):
 
 
 class RealWizard(harness.RealCase):
-    """Against the real server: what is saved is in force."""
+    """Against the real server: what is saved is used."""
 
     def open(self, where: str) -> Any:
         page = self.page(where)
@@ -105,9 +105,11 @@ class RealWizard(harness.RealCase):
         page = self.open("add")
         page.get_by_role("button", name="Own command").click()
         page.get_by_label("ID the name that requests use").fill("mine")
-        page.get_by_role("textbox", name="Command").fill("/no/such/engine --port ${PORT}")
+        page.get_by_role("textbox", name="Command").fill("/no/such/engine --port ${PORT} -m /no/such/model.gguf")
         page.get_by_role("button", name="Review and save").click()
         page.get_by_role("dialog").get_by_text("mine", exact=True).wait_for()
+        for name in ("/no/such/engine is not on this machine", "/no/such/model.gguf does not exist"):
+            page.get_by_role("dialog").get_by_text(name).wait_for()
         self.confirm(page)
         page.get_by_role("heading", name="mine", exact=True).wait_for()
         page.get_by_role("link", name="Edit", exact=True).click()

@@ -4,6 +4,7 @@ import { useEffect } from "preact/hooks";
 import { type Checked, checkConfig, writeConfig } from "./configtext";
 import { DiffView } from "./diffview";
 import type { Shown } from "./draft";
+import { Icon } from "./icons";
 import { ImpactList } from "./impact";
 import { Btn, Dialog, Problem, Spinner, toast } from "./widgets";
 
@@ -44,7 +45,7 @@ export function ChangeDialog(props: { title: string; before: Shown; after: strin
       {!checked.value && !error.value && <p class="row muted"><Spinner /> The server checks it.</p>}
       {errors.map((item, i) => <Problem key={i} text={[item.path, item.message].filter(Boolean).join(": ")} />)}
       {valid && impact && <ImpactList impact={impact} />}
-      {warnings.map((item, i) => <p key={i} class="muted">{item.message}</p>)}
+      {warnings.map((item, i) => <p key={i} class="row"><Icon name="warn" /> <span class="grow">{item.message}</span></p>)}
       {valid && <p class="muted">The current configuration is kept under Config, Versions.</p>}
       <DiffView label="Changes" before={props.before.text} after={props.after} />
     </Dialog>

@@ -46,7 +46,7 @@ export interface Stats {
   estimated?: boolean;
 }
 
-/** Sampling settings; what is empty is not sent, so that the operator's own defaults stay in force. */
+/** Sampling settings; what is empty is not sent, so that the operator's own defaults apply. */
 export interface Params {
   endpoint: Endpoint;
   system: string;

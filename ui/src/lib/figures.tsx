@@ -37,7 +37,7 @@ export function figuresOf(data: Metrics): Figure[] {
     {
       label: "Tokens per second",
       value: rate(speedOf(speeds) ?? undefined),
-      hint: "in one answer",
+      hint: "of one request",
       link: href("requests", { sort: "gen_speed", order: "asc" }),
       course: at.map((t) => speedOf(speeds.filter((item) => item.start * 1000 === t))),
     },

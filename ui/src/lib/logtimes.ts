@@ -1,6 +1,6 @@
 // When the lines of a log were written: the server says it of its history, the arrival here of the rest.
 
-/** A line number and the epoch milliseconds at which it was written; in force until the next one. */
+/** A line number and the epoch milliseconds at which it was written; valid until the next one. */
 export type Mark = [number, number];
 
 /** Text with the time of each part; what is told to a tab that joins later. */

@@ -1,4 +1,4 @@
-// Earlier texts of the configuration file, as the server keeps them: shown, compared with what is in force, restored.
+// Earlier texts of the configuration file, as the server keeps them: shown, compared with the current one, restored.
 import { useSignal } from "@preact/signals";
 import { ApiError, errorText, maybe, request } from "./api";
 import { DiffView } from "./diffview";
@@ -67,7 +67,7 @@ export function VersionsDialog(props: {
                 <button type="button" class="histitem" aria-current={version.id === shown?.id ? "true" : undefined} onClick={() => (picked.value = version.id)}>
                   <span class="row">
                     <time dateTime={version.time}>{clockTime(time(version.time))}</time>
-                    {version.in_force && <span class="chip s-ready">in force</span>}
+                    {version.in_force && <span class="chip s-ready">current</span>}
                   </span>
                   <span class="muted">{[WHY[version.why] ?? version.why, who(version), bytes(version.size)].filter(Boolean).join(" · ")}</span>
                 </button>
@@ -79,8 +79,8 @@ export function VersionsDialog(props: {
             {ready === null && !text.error && <Spinner />}
             {ready !== null && shown && (
               <>
-                <p class="muted">{shown.in_force ? "This is what is in force." : "What restoring it would change:"}</p>
-                <DiffView label="From what is in force to this version" before={props.current} after={ready} />
+                <p class="muted">{shown.in_force ? "This is the current configuration." : "What restoring it would change:"}</p>
+                <DiffView label="From the current configuration to this version" before={props.current} after={ready} />
               </>
             )}
           </div>

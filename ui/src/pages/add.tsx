@@ -34,7 +34,7 @@ interface Change {
 const form = signal<Entry | null>(null);
 const change = signal<Change | null>(null);
 
-/** Opens the check and the save of a text made from the one in force. */
+/** Opens the check and the save of a text made from the current one. */
 async function review(title: string, model: string, edit: (text: string) => string | null): Promise<void> {
   try {
     const before = await readConfig();

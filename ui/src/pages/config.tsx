@@ -64,6 +64,10 @@ export function ConfigPage() {
     error.value = "";
   };
 
+  // What is typed here becomes a change of the new text: the review shows the difference, and saving overwrites it.
+  const compare = () =>
+    readConfig().then(({ text, tag }) => (draft.saved(text, tag), review())).catch((problem: Error) => toast("error", problem.message));
+
   const write = (text: string) => {
     draft.typed(text);
     editor.current?.replace(text);
@@ -177,7 +181,7 @@ export function ConfigPage() {
 
   useEffect(() => {
     if (!dirty) {
-      // Also typing or undoing may lead back to what is in force; what was found elsewhere is no matter then.
+      // Also typing or undoing may lead back to the current text; what was found elsewhere is no matter then.
       checked.value = null;
       editor.current?.mark([]);
       return;
@@ -186,7 +190,7 @@ export function ConfigPage() {
     return () => clearTimeout(timer);
   }, [draft.text.value, dirty]);
 
-  // What the server says of a text that is to be in force: its new tag, or null with the reason told.
+  // What the server says of a text that is to be used: its new tag, or null with the reason told.
   const written = async (method: string, path: string, text?: string): Promise<string | null> => {
     const tag = shown.peek()?.tag;
     if (!tag || saving.peek()) return null;
@@ -204,8 +208,7 @@ export function ConfigPage() {
         editor.current?.mark(checked.value.errors ?? []);
         toast("error", "The server refused this configuration; see the marked lines");
       } else if (response.status === 422) {
-        const errors = (JSON.parse(body) as Checked).errors ?? [];
-        toast("error", `This version can no longer be used: ${errors[0]?.message ?? "the server refused it"}`);
+        toast("error", `This version can no longer be used: ${(JSON.parse(body) as Checked).errors?.[0]?.message ?? "the server refused it"}`);
       } else if (response.status === 412) {
         outside.value = true;
         toast("error", "The file has changed since this page read it. Nothing was saved.");
@@ -256,9 +259,7 @@ export function ConfigPage() {
                 <Btn onClick={() => (dialog.value = "found")}><Icon name="search" size={14} /> Find models</Btn>
                 <Btn onClick={() => (dialog.value = "versions")}>Versions</Btn>
                 {before && !dirty && (
-                  <Btn disabled={saving.value} onClick={() => void restore(before, "The configuration from before the save is back in force")}>
-                    Undo the last save
-                  </Btn>
+                  <Btn disabled={saving.value} onClick={() => void restore(before, "The configuration from before the save is used again")}>Undo the last save</Btn>
                 )}
                 <Btn disabled={!dirty} onClick={discard}>Discard</Btn>
                 <Btn primary disabled={!dirty || checking.value > 0} title="Ctrl S" onClick={() => void review()}>Review and save</Btn>
@@ -273,6 +274,7 @@ export function ConfigPage() {
         <div class="problem" role="alert">
           <Icon name="warn" />
           <span class="grow">The configuration was reloaded after this page read it.</span>
+          {dirty && <Btn small onClick={() => void compare()}>Compare and keep mine</Btn>}
           <Btn small onClick={() => void open()}>{dirty ? "Discard mine and read it again" : "Read it again"}</Btn>
         </div>
       )}
@@ -289,10 +291,7 @@ export function ConfigPage() {
                       <span class={fault.severity === "error" ? "bad" : ""}><Icon name={fault.severity === "error" ? "error" : "warn"} /></span>
                       <div class="grow">
                         <div>
-                          {fault.line ? (
-                            <button type="button" class="linkish" onClick={() => editor.current?.goTo(fault.line as number)}>line {fault.line}</button>
-                          ) : null}{" "}
-                          {fault.message}
+                          {fault.line ? <button type="button" class="linkish" onClick={() => editor.current?.goTo(fault.line as number)}>line {fault.line}</button> : null} {fault.message}
                         </div>
                         {(fault.hint || fault.path) && <div class="muted">{[fault.path, fault.hint].filter(Boolean).join(": ")}</div>}
                       </div>
@@ -326,7 +325,7 @@ export function ConfigPage() {
         <VersionsDialog
           current={shown.value.text}
           busy={saving.value}
-          restore={(version) => void restore(version, "The earlier configuration is in force again")}
+          restore={(version) => void restore(version, "The earlier configuration is used again")}
           edit={write}
           onClose={() => (dialog.value = "")}
         />

@@ -73,7 +73,7 @@ function Charts() {
           }}
         />
         {zoom.value && <Btn small onClick={() => (zoom.value = null)}>{clockTime(from)} to {clockTime(to)}: back to live</Btn>}
-        <span class="muted hide-phone">Drag in a chart to zoom; the crosshair is shared.</span>
+        <span class="muted hide-phone">Drag in a chart to zoom; all charts follow.</span>
       </div>
       {gpuSeries.length > 0 && (
         <Panel title="GPUs" aside={<span class="muted">{gpuSeries.map((list) => `${gpuLabel(list[0]?.s as GpuSample)} ${list[0]?.s.name}`).join(", ")}</span>}>
@@ -129,7 +129,8 @@ function Cores({ values }: { values: number[] }) {
 }
 
 const missing = "not detected";
-const words = (...parts: (string | number | null | undefined)[]): string => parts.filter((part) => part !== null && part !== undefined && part !== "").join(" ") || missing;
+// Many models begin with the name of their vendor.
+const words = (...parts: (string | number | null | undefined)[]): string => parts.filter((part, i) => part !== null && part !== undefined && part !== "" && !`${parts[i + 1] ?? ""}`.startsWith(`${part}`)).join(" ") || missing;
 
 export function hardwareText(info: Hardware): string {
   const lines = [

@@ -54,7 +54,7 @@ export function ParamsForm({ value, onChange }: { value: Params; onChange: (next
   const set = (update: Partial<Params>) => onChange({ ...value, ...update });
   return (
     <div class="stack">
-      <p class="muted">An empty field is not sent: the model's own setting stays in force.</p>
+      <p class="muted">An empty field is not sent: the model's own setting applies.</p>
       <Segmented
         label="Endpoint"
         value={value.endpoint}
