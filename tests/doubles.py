@@ -271,7 +271,7 @@ class FakeSwaps:
     def restore_failures(self, failures: Iterable[FailureRecord]) -> None:
         self.failures += failures
 
-    def delay_starts_until(self, ended: Deferred[None]) -> None:
+    def delay_starts_until(self, ended: Deferred[None], model: str = "") -> None:
         self.delays.append(ended)
 
 

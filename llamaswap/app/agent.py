@@ -27,17 +27,21 @@ from llamaswap.app.host_files import HostFiles
 from llamaswap.cluster.agent_protocol import (
     MAX_MODELS,
     MAX_TEXT,
+    CommandResult,
     EngineState,
     HostState,
+    Moment,
     agent_config,
     needs_of,
+    result_document,
     sizes_of,
     state_document,
+    stop_identity,
 )
 from llamaswap.config import diff, load
 from llamaswap.config.endpoints import TOKEN_HEADER
 from llamaswap.config.ports import keep
-from llamaswap.errors import ConfigError, LlamaswapError
+from llamaswap.errors import ConfigError, LlamaswapError, ShuttingDown
 from llamaswap.events import StateChanged
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.forward import RequestForwarder
@@ -91,6 +95,7 @@ class Agent:
     leaving: bool = field(default=False, init=False)
     engines: dict[str, EngineState] = field(factory=dict, init=False)
     _definitions: dict[str, Mapping[str, object]] = field(factory=dict, init=False)
+    _stops: dict[str, tuple[int, int]] = field(factory=dict, init=False)
     _heard: float = field(default=0.0, init=False)
     _number: int = field(default=1, init=False)
     _waiting: list[Deferred[None]] = field(factory=list, init=False)
@@ -246,8 +251,10 @@ class Agent:
         known = self.engines.get(model)
         if known is not None and known.identity >= identity:
             if known.identity == identity:
-                return {}  # the same request again
+                return self._result(model, identity)  # the same request again
             raise Refused(409, f"a later decision about {model} is in force")
+        if identity <= self._stops.get(model, (0, 0)):  # on another connection, so they can arrive in any order
+            raise Refused(409, f"this start of {model} has been stopped already")
         if self.leaving:
             raise Refused(422, "this host is leaving")
         if not isinstance(definition, dict) or len(self._definitions) >= MAX_MODELS:
@@ -268,7 +275,13 @@ class Agent:
         self.changed()
         # A process of an earlier decision ends first.
         router.unload([model]).addBoth(self._load, model, identity)
-        return {}
+        return self._result(model, identity)
+
+    def _result(self, model: str, identity: tuple[int, int]) -> dict[str, object]:
+        """The result of a command about this process."""
+        engine = self.engines.get(model)
+        runs = engine is not None and engine.identity <= identity
+        return result_document(CommandResult(Moment(self.incarnation, self._number), runs))
 
     def _load(self, _: object, model: str, identity: tuple[int, int]) -> None:
         engine = self.engines.get(model)
@@ -284,6 +297,8 @@ class Agent:
             self._note(model, identity, "stopped", "the server ended at once")
 
     def _failed(self, model: str, identity: tuple[int, int], failure: Failure) -> None:
+        if failure.check(ShuttingDown):
+            return  # the end of this agent follows, after which the front loads the model elsewhere
         self._note(model, identity, "stopped", failure.getErrorMessage(), getattr(failure.value, "exit_status", None))
 
     def _note(
@@ -298,13 +313,15 @@ class Agent:
 
     def _stop(self, model: str, identity: tuple[int, int]) -> dict[str, object]:
         self._know_front(identity[0])
+        self._stops[model] = max(identity, self._stops.pop(model, identity))
+        while len(self._stops) > MAX_MODELS:
+            self._stops.pop(next(iter(self._stops)))
         engine = self.engines.get(model)
-        if engine is None or engine.identity > identity or engine.state == "stopping":
-            return {}
-        self.engines[model] = evolve(engine, state="stopping")
-        self.changed()
-        self.parts.models.router.unload([model]).addBoth(self._stopped, model, engine.identity)
-        return {}
+        if engine is not None and engine.identity <= identity and engine.state != "stopping":
+            self.engines[model] = evolve(engine, state="stopping")
+            self.changed()
+            self.parts.models.router.unload([model]).addBoth(self._stopped, model, engine.identity)
+        return self._result(model, identity)
 
     def _stopped(self, _: object, model: str, identity: tuple[int, int]) -> None:
         engine = self.engines.get(model)
@@ -340,7 +357,7 @@ class Agent:
         if running and silent > grace:
             log.warn("no front has answered for {grace:.0f} s: stopping {models}", grace=grace, models=running)
             for model in running:
-                self._stop(model, (self.front, self.engines[model].generation))
+                self._stop(model, stop_identity(self.front, self.engines[model].identity))
 
     def close(self) -> None:
         """The service ends."""

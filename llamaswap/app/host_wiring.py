@@ -69,6 +69,7 @@ class HostParts:
         self.manager = HostManager(
             clock=context.reactor,
             ask=ask.get,
+            connect=ask,
             ray=ray,
             folder=folder,
             token=token,

@@ -12,8 +12,10 @@ import linecache
 import os
 import signal
 from collections.abc import Mapping
+from typing import cast
 
 from twisted.application.service import MultiService
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import LogEvent, Logger, globalLogPublisher
@@ -153,6 +155,8 @@ class LlamaSwap(MultiService):
             self.parts.models.hosts.open()  # before the first request is read
         if self.earlier is not None:
             take_over(self.parts, self.earlier)
+        if self.settings.agent and self.port is not None:
+            self.parts.models.guardian.hold(cast(FileDescriptor, self.port).fileno())
         linecache.clearcache()  # attrs leaves the source of each class it makes there: a megabyte
         configure_malloc()
         gc.collect()

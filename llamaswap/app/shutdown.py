@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import cast
 
 from attrs import define, field
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as TimeIsUp
 from twisted.internet.interfaces import IListeningPort
@@ -100,7 +102,9 @@ class Shutdown:
         models.peers.stop()
         models.router.drain()
         port = self.port()
-        if port is not None:
+        if web.agent is not None:
+            cast(FileDescriptor, port).stopReading()  # a refused connection tells the front that no server is left here
+        elif port is not None:
             await maybeDeferred(port.stopListening)
         await self.ollama.close()
         web.streams.end_all()

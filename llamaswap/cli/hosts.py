@@ -39,7 +39,7 @@ CHECK_LIMIT = 15.0  # seconds for the check of the token; a wrong one is known a
 WORKER_PORTS = range(10_002, 20_000)
 END_LIMIT = 20.0  # seconds in which a node ends
 DRAIN_LIMIT = 30.0  # seconds that requests get when the host leaves
-PORT_LIMIT = 3.0  # seconds that the port of the agent may still be in use
+PORT_LIMIT = 5.0  # seconds that the port of the agent may still be in use
 MAX_TOKEN = 1024  # characters of a file that are read
 RESERVED_MIB = 1024  # of RAM, for the system
 

@@ -31,6 +31,26 @@ class Malformed(ValueError):
 
 
 @frozen
+class Moment:
+    """A point in the life of an agent: `number` is that of its state then."""
+
+    incarnation: str
+    number: int
+
+    def is_before(self, other: Moment) -> bool:
+        """Whether this is an earlier point in the same life."""
+        return self.incarnation == other.incarnation and self.number < other.number
+
+
+@frozen
+class CommandResult:
+    """What an agent says to a start or a stop. `runs`: it has a process that the command is about."""
+
+    moment: Moment
+    runs: bool
+
+
+@frozen
 class EngineState:
     """One model's server on a host: which front started it, by which of its decisions, and how it is.
 
@@ -71,6 +91,17 @@ class HostState:
     cached: frozenset[str] = frozenset()
     leaving: bool = False
 
+    @property
+    def moment(self) -> Moment:
+        """When this was the state."""
+        return Moment(self.incarnation, self.number)
+
+
+def stop_identity(front: int, identity: tuple[int, int]) -> tuple[int, int]:
+    """What a front names to stop a process, which an earlier front may have started. Its own later starts, whose
+    generations begin with 1, must not count as stopped too."""
+    return front, identity[1] if identity[0] == front else 0
+
 
 def agent_config(models: Mapping[str, Mapping[str, object]]) -> ConfigText:
     """The agent's configuration: these models, which may all run together, because the front decides."""
@@ -101,6 +132,20 @@ def state_document(state: HostState) -> dict[str, object]:
         "cached": sorted(state.cached),
         "leaving": state.leaving,
     }
+
+
+def result_document(result: CommandResult) -> dict[str, object]:
+    """The result of a command as JSON."""
+    return {**asdict(result.moment), "runs": result.runs}
+
+
+def result_of(text: bytes) -> CommandResult:
+    """The result of a command, in a response; raises Malformed."""
+    try:
+        found = json.loads(text)
+        return CommandResult(Moment(_text(found["incarnation"]), int(found["number"])), bool(found["runs"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise Malformed(f"the agent's response cannot be understood: {error!r}") from None
 
 
 def needs_document(front: int, needs: Mapping[str, NeededFiles]) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """The other hosts, as the front knows them: which of them answer, what runs there, and what the scheduler learns.
 
 Each host's agent is asked for its state over HTTP, and keeps the request until something changes. A host is online as
-long as it answers. If its connection is refused, or Ray says that its node is dead, it is offline at once, else after
-`hosts.unseen`. Ray only lists the hosts; without it the running models go on.
+long as it answers. If it refuses a connection, it is offline at once, because no server is left there then. If Ray says
+that its node is dead, it is offline when it accepts no connection, else after `hosts.unseen`. Ray only lists the hosts;
+without it the running models go on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from twisted.python.failure import Failure
 
 from llamaswap.cluster import driver_protocol as protocol
 from llamaswap.cluster.agent_client import CALL_LIMIT, Ask, HostAway, refusal, send_to_agent
-from llamaswap.cluster.agent_protocol import EngineState, Malformed, needs_document, state_of
+from llamaswap.cluster.agent_protocol import CommandResult, HostState, Malformed, needs_document, state_of
 from llamaswap.cluster.known_host import KnownHost
 from llamaswap.cluster.ray_client import RayClient
 from llamaswap.cluster.ray_node import ClusterFolder
@@ -33,8 +34,10 @@ from llamaswap.discover.missing import NeededFiles
 from llamaswap.http_client import HttpResponse
 from llamaswap.scheduling.hosts import FailedStart, HostFacts
 from llamaswap.scheduling.memory import Device, MemoryNeed
+from llamaswap.servers.server_request import ServerRequest
 
 LIST_INTERVAL = 1.0  # seconds between two lists of Ray's nodes
+REACH_LIMIT = 0.9  # seconds for a connection to a host whose node is dead; below LIST_INTERVAL
 RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
 FAILED_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
 MAX_HOSTS = 1000
@@ -48,7 +51,7 @@ log = Logger()
 class HostListener(Protocol):
     """Learns what runs on hosts: `RemoteServers`."""
 
-    def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
+    def host_seen(self, host: str, state: HostState) -> None:
         """A host has sent its state; the scheduler does not know it yet."""
 
     def reservations(self) -> set[str]:
@@ -63,6 +66,7 @@ class HostManager:
 
     clock: IReactorTime
     ask: Ask
+    connect: ServerRequest
     ray: RayClient
     folder: ClusterFolder
     token: str = field(repr=False)
@@ -150,7 +154,7 @@ class HostManager:
             if not alive:
                 host.ensured = False
                 if host.online:
-                    self._offline(host, "its node died")
+                    self._require_connection(host)
             elif not host.ensured:
                 host.ensured = True
                 self.ray.call(protocol.EnsureAgent, host=name).addErrback(self._no_agent, host)
@@ -162,6 +166,12 @@ class HostManager:
         if changed:
             self._keep_known()
             self._publish(changed)
+
+    def _require_connection(self, host: KnownHost) -> None:
+        """Ray says that the node of a host is dead. While something there accepts connections, its servers may run, and
+        their models must not be loaded elsewhere."""
+        connecting = self.connect(host.endpoint, None, REACH_LIMIT)
+        connecting.addErrback(lambda _: None if host.alive or self._closed else self._offline(host, "its node died"))
 
     def _no_agent(self, failure: Failure, host: KnownHost) -> None:
         host.ensured = False
@@ -236,12 +246,12 @@ class HostManager:
         if host.state is not None and host.state.incarnation != state.incarnation:
             host.failed = {}
             host.needs_sent = False
-        if host.alive is False and self.ray.connected:
+        if host.alive is False and not host.online and self.ray.connected:
             # It was lost a moment ago, and its agent ends with its node: it must not come back for that long.
             self._again(host, RETRY_DELAY)
             return
         host.seen, host.state, host.problem = self.clock.seconds(), state, ""
-        self.listener.host_seen(host.name, state.engines)
+        self.listener.host_seen(host.name, state)
         if not host.online:
             log.info("host {host} is online", host=host.name)
         host.online, host.awaited = True, False
@@ -365,12 +375,12 @@ class HostManager:
         path = f"/engine/{identity[0]}.{identity[1]}/{quote(model, safe='')}"
         return evolve(self.hosts[name].endpoint, path=path)
 
-    async def tell(self, name: str, model: str, what: str, document: Mapping[str, object]) -> None:
+    async def tell(self, name: str, model: str, what: str, document: Mapping[str, object]) -> CommandResult:
         """Tell a host's agent to start or stop a model. Raises HostRefused or HostAway."""
         host = self.hosts.get(name)
         if host is None:
             raise HostAway(f"{name} is not known")
-        await send_to_agent(self.ask, host.endpoint, name, model, what, document)
+        return await send_to_agent(self.ask, host.endpoint, name, model, what, document)
 
     def cannot_start(self, name: str, model: str, why: str) -> None:
         """A host cannot start a model: it is not a candidate for a while, so that the next decision is another one."""

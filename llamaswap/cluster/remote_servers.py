@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from llamaswap.cluster.agent_protocol import EngineState
+from llamaswap.cluster.agent_protocol import EngineState, HostState, stop_identity
 from llamaswap.cluster.hosts import HostManager
 from llamaswap.cluster.remote_supervisor import (
     READY,
@@ -98,20 +98,24 @@ class RemoteServers:
     router: Callable[[], Router]
     hosts: HostManager = field(init=False)
     _supervisors: dict[str, RemoteSupervisor] = field(factory=dict, init=False)
+    _leaving: dict[tuple[str, str], Deferred[None]] = field(factory=dict, init=False)
 
     def placed(self, model: Model, listener: SupervisorListener, here: Supervised) -> PlacedSupervisor:
         """The supervisor of a model, with this one for this machine."""
         there = self._supervisors[model.id] = RemoteSupervisor(model, self.hosts, self.clock, listener)
         return PlacedSupervisor(here, there)
 
-    def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
+    def host_seen(self, host: str, state: HostState) -> None:
         """See `HostListener`."""
+        engines = state.engines
         for supervisor in list(self._supervisors.values()):
             if supervisor.host == host and supervisor.state != STOPPED:
                 engine = engines.get(supervisor.model.id)
                 ours = engine is not None and engine.identity == supervisor.identity
-                supervisor.heard(engine if ours else None)
-        self._adopt(host, [(model, engine) for model, engine in engines.items() if not self._is_known(host, model)])
+                supervisor.heard(engine if ours else None, state.moment)
+        unknown = {model: engine for model, engine in engines.items() if not self._is_known(host, model)}
+        self._adopt(host, unknown)
+        self._left(host, {model for model, engine in unknown.items() if engine.state != STOPPED})
 
     def reservations(self) -> set[str]:
         """See `HostListener`."""
@@ -124,26 +128,38 @@ class RemoteServers:
         for supervisor in list(self._supervisors.values()):
             if supervisor.host in hosts:
                 supervisor.lost()
+        for host in hosts:
+            self._left(host, ())
+
+    def _left(self, host: str, leaving: Collection[str]) -> None:
+        """A host has no process any more of models that had to leave it, except these."""
+        for place in [place for place in self._leaving if place[0] == host and place[1] not in leaving]:
+            self._leaving.pop(place).callback(None)
 
     def _is_known(self, host: str, model: str) -> bool:
         supervisor = self._supervisors.get(model)
         return supervisor is not None and supervisor.host == host and supervisor.state != STOPPED
 
-    def _adopt(self, host: str, engines: Sequence[tuple[str, EngineState]]) -> None:
-        """Adopt what is ready, may run on this host and has no process elsewhere; the rest must not run."""
+    def _adopt(self, host: str, engines: Mapping[str, EngineState]) -> None:
+        """Adopt what is ready, may run on this host and has no process elsewhere; the rest must not run, and is not
+        started elsewhere before it has ended."""
         router, now = self.router(), self.clock.seconds()
-        for model, engine in engines:
-            if engine.state == STOPPING:
-                continue
+        for model, engine in engines.items():
             definition = router.config.models.get(model)
             allowed = definition is not None and (not definition.place.hosts or host in definition.place.hosts)
             if engine.state == READY and allowed and not router.has_process(model):
                 log.info("{model} still runs on {host}: it is adopted", model=model, host=host)
                 router.swaps.adopt([self._snapshot(host, model, engine, now)])
                 continue
+            if engine.state != STOPPED and (host, model) not in self._leaving:
+                ended = self._leaving[host, model] = Deferred()
+                router.swaps.delay_starts_until(ended, model)
+            if engine.state == STOPPING:
+                continue
             if engine.state != STOPPED:
                 log.warn("{model} must not run on {host} any more: it is stopped", model=model, host=host)
-            document = {"front": self.hosts.front, "generation": engine.generation}
+            front, generation = stop_identity(self.hosts.front, engine.identity)
+            document = {"front": front, "generation": generation}
             ignore_failure(self.hosts.tell(host, model, "stop", document))
             self.hosts.reservations.release(reservation_name(model, engine.identity))
 

@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.cluster.agent_client import HostAway
-from llamaswap.cluster.agent_protocol import EngineState
+from llamaswap.cluster.agent_client import AgentEnded, HostAway
+from llamaswap.cluster.agent_protocol import EngineState, Moment, stop_identity
 from llamaswap.cluster.hosts import HostManager
 from llamaswap.cluster.ray_client import RayAway
 from llamaswap.config.endpoints import Endpoint
@@ -33,7 +33,6 @@ RAY_LIMIT = 60.0  # seconds that a load waits for Ray
 STOP_MARGIN = 15.0  # seconds beyond the grace after which the agent should have stopped a server
 STOP_RETRY = 1.0  # seconds between two requests to stop
 TIMES_KEPT = 20
-MAX_ABSENT = 3  # states of the host, after it accepted a start, in which the server is not; then it has none
 
 log = Logger()
 
@@ -68,8 +67,8 @@ class RemoteSupervisor:
     _stop_until: float = field(default=0.0, init=False)
     _told: bool = field(default=False, init=False)
     _seen: bool = field(default=False, init=False)
-    _accepted: bool = field(default=False, init=False)
-    _absent: int = field(default=0, init=False)
+    _known: Moment | None = field(default=None, init=False)
+    _failure: LlamaswapError | None = field(default=None, init=False)
     _started_at: float | None = field(default=None, init=False)
     _ready_at: float | None = field(default=None, init=False)
     _loads: tuple[float, ...] = field(default=(), init=False)
@@ -102,13 +101,10 @@ class RemoteSupervisor:
             return succeed(None)
         waiter: Deferred[None] = Deferred()
         self._stop_waiters.append(waiter)
+        self._failure = None
         self._settle(ModelUnloaded(self.model.id))
         if self.state != STOPPING:
-            self._stop_until = self.clock.seconds() + STOP_MARGIN
-            self._stop_until += self.model.unload_timeout if grace is None else grace
-            self._show(STOPPING)
-            self._abandon_start()
-            self._tell_stop()
+            self._begin_stop(self.model.unload_timeout if grace is None else grace)
         return waiter
 
     def suspend(self, grace: float | None = None) -> Deferred[bool]:
@@ -163,8 +159,8 @@ class RemoteSupervisor:
         assert start is not None, "the router names the place first"
         self.host, self.identity = start.host, (self.hosts.front, start.generation)
         self._error = self._tail = ""
-        self._told = self._seen = self._accepted = False
-        self._absent = 0
+        self._told = self._seen = False
+        self._known = None
         self._started_at, self._ready_at = self.clock.seconds(), None
         self._show(STARTING)
         self._task = Deferred.fromCoroutine(self._run(start, self.identity))
@@ -181,8 +177,7 @@ class RemoteSupervisor:
         document |= {"definition": self.model.portable(), "digest": digest_of(self.model)}
         document["sizes"] = dict(start.sizes or {})
         self._told = True
-        await self.hosts.tell(host, self.model.id, "start", document)
-        self._accepted = True
+        self._known = (await self.hosts.tell(host, self.model.id, "start", document)).moment
         self._task = None
 
     async def _reserved(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
@@ -207,12 +202,16 @@ class RemoteSupervisor:
         if failure.check(CancelledError) or self.state != STARTING:
             return
         error = failure.value
+        started = isinstance(error, HostAway) and not isinstance(error, AgentEnded)  # perhaps
         if isinstance(error, HostAway):  # as after the end of its agent, before the front has noticed that
             error = HostRefused(self.model.id, self.host, str(error))
         if isinstance(error, HostRefused):
             self.hosts.cannot_start(self.host, self.model.id, error.reason)
             # What is known of the host now has perhaps ended this start already.
-            if self.state == STARTING:
+            if self.state == STARTING and started:
+                self._error, self._failure = str(error), error
+                self._begin_stop(self.model.unload_timeout)
+            elif self.state == STARTING:
                 self._fail(error)
         elif isinstance(error, StartFailed):
             self._fail(error)
@@ -236,15 +235,13 @@ class RemoteSupervisor:
 
     # -- what the host says --------------------------------------------------------------------------------
 
-    def heard(self, engine: EngineState | None) -> None:
+    def heard(self, engine: EngineState | None, told: Moment) -> None:
         """The host of this server has told its state; None: it has no process of this identity."""
         if self.state == STOPPED:
             return
         self._seen = self._seen or engine is not None
-        if not self._seen and self.state == STARTING:
-            self._absent += self._accepted
-            if self._absent < MAX_ABSENT:
-                return  # the host may have told this before it knew of the start
+        if not self._seen and (self._known is None or told.is_before(self._known)):
+            return  # the host may have told this before it knew of the start
         if self.state == STOPPING:
             if engine is None or engine.state == STOPPED:
                 self._ended()
@@ -277,12 +274,29 @@ class RemoteSupervisor:
 
     # -- the stop ------------------------------------------------------------------------------------------
 
-    def _identity_document(self) -> dict[str, object]:
-        return {"front": self.hosts.front, "generation": self.identity[1]}
+    def _begin_stop(self, grace: float) -> None:
+        self._stop_until = self.clock.seconds() + STOP_MARGIN + grace
+        self._show(STOPPING)
+        self._abandon_start()
+        self._tell_stop()
 
     def _tell_once(self) -> None:
         """The agent has nothing of this identity to keep."""
-        ignore_failure(self.hosts.tell(self.host, self.model.id, "stop", self._identity_document()))
+        ignore_failure(self._stop_there(self.identity))
+
+    async def _stop_there(self, identity: tuple[int, int]) -> None:
+        front, generation = stop_identity(self.hosts.front, identity)
+        document = {"front": front, "generation": generation}
+        try:
+            result = await self.hosts.tell(self.host, self.model.id, "stop", document)
+            known: Moment | None = result.moment
+            runs = result.runs
+        except AgentEnded:
+            known, runs = None, False
+        if self.state == STOPPING and self.identity == identity:
+            self._known = known
+            if not runs:
+                self._ended()
 
     def _tell_stop(self) -> None:
         """Tell the agent to stop the server, until it has, or is offline, or the time is up."""
@@ -295,8 +309,8 @@ class RemoteSupervisor:
             log.error("{host} has not stopped {model} in time", host=self.host, model=self.model.id)
             self._ended()
         else:
-            self._tell_once()
             self._stop_again = self.clock.callLater(STOP_RETRY, self._tell_stop)
+            self._tell_once()
 
     def _ended(self) -> None:
         """The process has ended."""
@@ -309,6 +323,9 @@ class RemoteSupervisor:
         waiters, self._stop_waiters = self._stop_waiters, []
         for waiter in waiters:
             self.clock.callLater(0, waiter.callback, None)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._settle(failure)
         if self._waiters:  # it was wanted again while it stopped
             self._begin()
 
@@ -333,9 +350,9 @@ def _fire(waiter: Deferred[Endpoint], result: Endpoint | LlamaswapError) -> None
         waiter.errback(result)
 
 
-def ignore_failure(telling: Coroutine[Deferred[Any], Any, None]) -> None:
+def ignore_failure(telling: Coroutine[Deferred[Any], Any, object]) -> None:
     """Tell a host something that matters only if it is there."""
-    Deferred.fromCoroutine(telling).addErrback(lambda failure: failure.trap(HostAway, HostRefused) and None)
+    Deferred.fromCoroutine(telling).addErrback(lambda failure: failure.trap(HostAway, HostRefused))
 
 
 _check: type[Supervised] = RemoteSupervisor

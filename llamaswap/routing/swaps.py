@@ -67,7 +67,7 @@ class Swaps:
     _perform: Callable[[Iterable[Effect]], None]
     maximum_grace: float | None = field(default=None, init=False)
     in_progress: dict[int, SwapInProgress] = field(factory=dict, init=False)
-    _start_blockers: list[Deferred[None]] = field(factory=list, init=False)
+    _start_blockers: list[tuple[str, Deferred[None]]] = field(factory=list, init=False)
     _log: Logger = field(factory=lambda: Logger("llamaswap.routing.router"), init=False, repr=False)
 
     # -- swaps ---------------------------------------------------------------------------------------------
@@ -114,8 +114,8 @@ class Swaps:
             [self.suspend(victim) if victim in effect.suspend else self.stop(victim) for victim in effect.evict]
         )
         swap.stopped_at = self._clock.seconds()
-        while self._start_blockers and not effect.host:
-            await self._start_blockers[0]
+        while (blocker := self._start_blocker(effect)) is not None:
+            await blocker
         if not effect.host and not swap.abandoned and (reclaimed := self._memory.wait_for_reclaim(model)) is not None:
             await reclaimed
         if swap.abandoned:
@@ -303,25 +303,32 @@ class Swaps:
             self._perform(self._scheduler.rules_changed(self._scheduler.rules, outdated, now))
         return left
 
-    def delay_starts_until(self, ended: Deferred[T]) -> None:
-        """Start no server before `ended` has fired, whose result is kept.
+    def delay_starts_until(self, ended: Deferred[T], model: str = "") -> None:
+        """Start no server on this machine before `ended` has fired, whose result is kept; or this `model` on no host.
 
         Servers that an earlier program left are being stopped, and still hold memory and ports.
         """
-        blocker: Deferred[None] = Deferred()
+        blocker: tuple[str, Deferred[None]] = model, Deferred()
         self._start_blockers.append(blocker)
 
         def over(result: T | Failure) -> T | Failure:
             self._start_blockers.remove(blocker)
-            blocker.callback(None)
+            blocker[1].callback(None)
             return result
 
         ended.addBoth(over)
 
+    def _start_blocker(self, effect: StartSwap) -> Deferred[None] | None:
+        """What a start has to wait for."""
+        for model, blocker in self._start_blockers:
+            if model == effect.model or not (model or effect.host):
+                return blocker
+        return None
+
     @property
     def starts_are_delayed(self) -> bool:
-        """Whether servers of an earlier program are being stopped."""
-        return bool(self._start_blockers)
+        """Whether servers that an earlier program left on this machine are being stopped."""
+        return any(not model for model, _ in self._start_blockers)
 
     # -- reads ---------------------------------------------------------------------------------------------
 
@@ -334,7 +341,7 @@ class Swaps:
                 left = tuple(name for name in swap.effect.evict if self._scheduler.phase(name) is Phase.STOPPING)
                 if left:
                     return WaitReason(f"waiting for {', '.join(left)} to unload", left, loading=True)
-                if self._start_blockers and not swap.effect.host:
+                if self._start_blocker(swap.effect) is not None:
                     return WaitReason("waiting for servers of an earlier run to stop", loading=True)
                 return WaitReason("waiting for GPU memory to be released", loading=True)
         return None

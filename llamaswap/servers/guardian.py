@@ -6,6 +6,9 @@ lines of the time before it are in its environment. STOP is the stop command wit
 hexadecimal, or ``-``. The end of the pipe is the end of the proxy, whatever killed it. Then stop commands run, and what
 is left of the children (groups, sessions, marked processes that left both) gets SIGTERM, a short grace, and SIGKILL.
 
+The guardian of an agent also has the agent's listening socket, without reading from it. So a connection to a host is
+refused only when no server of its agent is left, and no new agent can listen there before.
+
 Standard library only. It sleeps in a read and costs nothing meanwhile.
 """
 

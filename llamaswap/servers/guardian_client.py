@@ -76,6 +76,7 @@ class GuardianClient:
     adoption: Callable[..., Adopted] = Adopted
     write: Callable[[int, bytes], int] = os.write
     _pipe: _GuardianPipe | None = None
+    _held: int | None = None
     _children: dict[int, ChildRecord] = Factory(dict)
     _replacements: int = 0
 
@@ -97,6 +98,12 @@ class GuardianClient:
         adopted = self.adoption(self.processes, pid, protocol, reading={}, writing={0: pipe})
         self._pipe = protocol
         adopted.watch()
+
+    def hold(self, descriptor: int) -> None:
+        """Have the guardian keep this descriptor open too, from now on: it is closed when no child is left."""
+        self._held = descriptor
+        if self._pipe is None:
+            self._start()
 
     def started(self, record: ChildRecord) -> None:
         self._children[record.pid] = record
@@ -139,7 +146,7 @@ class GuardianClient:
                 python,
                 [python, "-I", "-S", "-c", _PROGRAM],
                 env={**self.environ, CHILDREN: lines},
-                childFDs={0: "w"},
+                childFDs={0: "w"} if self._held is None else {0: "w", 3: self._held},
             )
         except OSError as error:
             _log.warn(

@@ -11,9 +11,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.app.agent import Agent
-from llamaswap.cluster.agent_protocol import HostState, state_of
+from llamaswap.cluster.agent_protocol import HostState, result_of, state_of, stop_identity
 from llamaswap.config import Config
 from llamaswap.config.diff import ConfigDiff
+from llamaswap.errors import ShuttingDown
 from llamaswap.events import EventBus
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -128,10 +129,36 @@ class AgentTests(SynchronousTestCase):
         self.assertEqual(self.stop(2, 4).status, 200)  # it has ended already, as far as that decision is concerned
         self.assertEqual((self.state(2).engines["a"].state, len(self.router.loads)), ("ready", loads))
 
+    def test_start_that_arrives_after_its_stop_starts_nothing(self) -> None:
+        """They come on two connections; the model has perhaps been started elsewhere since."""
+        self.assertEqual(self.stop(2, 5).status, 200)
+        self.assertEqual(self.start(2, 5).status, 409)
+        self.assertEqual((self.router.loads, self.state(2).engines), ([], {}))
+        self.assertEqual(self.start(2, 6).status, 200)
+
+    def test_result_of_a_command_says_from_which_state_on_it_shows(self) -> None:
+        before = self.state()
+        told = result_of(self.start(1, 1).body)
+        self.assertTrue(before.moment.is_before(told.moment) and told.runs)
+        self.assertFalse(self.state().moment.is_before(told.moment))
+        self.assertFalse(result_of(self.stop(1, 1).body).runs)
+
+    def test_stop_of_what_an_earlier_front_started_stops_no_later_start(self) -> None:
+        self.start(1, 70)
+        self.stop(*stop_identity(2, (1, 70)))
+        self.assertEqual((self.router.unloads[-1], self.state(2).engines), ("a", {}))
+        self.assertEqual(self.start(2, 1).status, 200)
+
     def test_same_start_again_starts_nothing(self) -> None:
         self.start(1, 1)
         self.assertEqual(self.start(1, 1).status, 200)
         self.assertEqual(len(self.router.loads), 1)
+
+    def test_load_that_the_end_of_the_agent_interrupts_has_not_failed(self) -> None:
+        """Its requests got 500, although another host could load the model as soon as this agent had ended."""
+        self.start(1, 1)
+        self.router.loads[-1][1].errback(ShuttingDown())
+        self.assertEqual(self.state().engines["a"].state, "starting")
 
     def test_newer_decision_replaces_the_process(self) -> None:
         self.start(1, 1)

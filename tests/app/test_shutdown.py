@@ -56,10 +56,11 @@ def fake_parts(clock, calls, requests, hooks, disk):
 
 
 class ShutdownTests(SynchronousTestCase):
-    def begin(self, requests=None, hooks=None, disk=None):
+    def begin(self, requests=None, hooks=None, disk=None, agent=None):
         self.clock, self.calls = Clock(), []
         ends = [succeed(None) if end is None else end for end in (requests, hooks, disk)]
         parts, ollama = fake_parts(self.clock, self.calls, *ends), OllamaListener(self.clock, None)
+        parts.web.agent = agent
         self.shutdown = Shutdown(parts, lambda: Part(self.calls), ollama)
         self.done = Deferred.fromCoroutine(self.shutdown.run())
 
@@ -77,6 +78,13 @@ class ShutdownTests(SynchronousTestCase):
         self.assertEqual(self.stop_time, 30.0 + SERVERS_TIMEOUT)
         self.assertIs(self.shutdown.phase, ShutdownPhase.DONE)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_agent_that_ends_refuses_no_connection_before_its_servers_have_stopped(self):
+        """The front would take a refused connection for the end of them."""
+        self.begin(agent=Part([]))
+        names = [name for name, *_ in self.calls]
+        self.assertIn("stopReading", names)
+        self.assertNotIn("stopListening", names)
 
     def test_servers_stop_with_the_end_of_the_last_request(self):
         requests = Deferred()

@@ -13,7 +13,7 @@ from twisted.internet.error import TimeoutError as NoAnswer
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.cluster.agent_protocol import EngineState, state_document
+from llamaswap.cluster.agent_protocol import EngineState, HostState, state_document
 from llamaswap.cluster.hosts import HostManager
 from llamaswap.cluster.ray_client import RayAway
 from llamaswap.cluster.ray_node import ClusterFolder
@@ -65,12 +65,14 @@ class World:
     seen: list[tuple[str, Mapping[str, EngineState]]] = Factory(list)
     asked: list[tuple[str, Deferred[HttpResponse]]] = Factory(list)
     told: list[tuple[str, Deferred[HttpResponse]]] = Factory(list)
+    connecting: list[Deferred[int]] = Factory(list)
     manager: HostManager = Factory(lambda self: self.build(), takes_self=True)
 
     def build(self) -> HostManager:
         return HostManager(
             self.clock,
             self.ask,
+            self.connect,
             self.ray,
             ClusterFolder(self.folder),
             "token",
@@ -88,8 +90,14 @@ class World:
         (self.told if path == "/needs" else self.asked).append((path, waiting))
         return waiting
 
-    def host_seen(self, host: str, engines: Mapping[str, EngineState]) -> None:
-        self.seen.append((host, engines))
+    def connect(
+        self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest | None = None
+    ) -> Deferred[int]:
+        self.connecting.append(Deferred())
+        return self.connecting[-1].addTimeout(limit, self.clock)
+
+    def host_seen(self, host: str, state: HostState) -> None:
+        self.seen.append((host, state.engines))
 
     def reservations(self) -> set[str]:
         return {"a#5.1"}
@@ -147,10 +155,43 @@ class HostManagerTests(SynchronousTestCase):
         self.assertTrue(world.online())
 
     def test_host_whose_node_is_dead_is_offline_although_it_is_only_silent(self) -> None:
+        for refused in (False, True):
+            world = self.scene().joined()
+            world.clock.advance(0.1)
+            world.ray.nodes[0]["alive"] = False
+            world.clock.advance(1.0)
+            if refused:
+                world.connecting[-1].errback(ConnectionRefusedError())
+            else:
+                world.clock.advance(0.9)
+            self.assertFalse(world.online())
+
+    def test_host_whose_node_is_dead_has_its_servers_as_long_as_something_there_accepts_connections(self) -> None:
+        """After the end of a node its agent lives for up to a second, and its servers for two more. A second process of
+        a model ran beside them, in another place."""
         world = self.scene().joined()
         world.clock.advance(0.1)
         world.ray.nodes[0]["alive"] = False
+        for _ in range(3):
+            world.clock.advance(1.0)
+            world.connecting[-1].callback(0)
+            self.assertTrue(world.online())
+            world.answer(number=8)
+            world.clock.advance(0.05)
         world.clock.advance(1.0)
+        world.connecting[-1].errback(ConnectionRefusedError())
+        self.assertFalse(world.online())
+
+    def test_host_whose_guardian_still_ends_its_servers_is_online(self) -> None:
+        """The agent was killed while a model loaded; its process and the next one on another host overlapped."""
+        world = self.scene().joined()
+        world.clock.advance(0.1)
+        world.asked[-1][1].errback(ConnectError(string="closed"))
+        world.clock.pump([0.1] * 20)  # connected, and never answered
+        self.assertTrue(world.online())
+        world.asked[-1][1].errback(ConnectError(string="closed"))
+        world.clock.advance(0.01)
+        world.asked[-1][1].errback(ConnectionRefusedError())
         self.assertFalse(world.online())
 
     def test_host_of_a_newer_front_or_with_another_token_is_offline(self) -> None:
@@ -298,6 +339,7 @@ class HostManagerTests(SynchronousTestCase):
         world.clock.advance(0.1)
         world.ray.nodes[0]["alive"] = False
         world.clock.advance(1.0)
+        world.connecting[-1].errback(ConnectionRefusedError())
         world.clock.advance(0.5)
         world.answer(number=8)
         self.assertFalse(world.online())
@@ -310,6 +352,7 @@ class HostManagerTests(SynchronousTestCase):
         world = self.scene().joined()
         world.ray.nodes[0]["alive"] = False
         world.clock.advance(1.0)
+        world.connecting[-1].errback(ConnectionRefusedError())
         self.assertIn("nas", world.published[-1])
         world.clock.advance(24 * 3600.0)
         world.clock.advance(1.0)

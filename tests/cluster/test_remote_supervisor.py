@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.cluster.agent_client import HostAway
-from llamaswap.cluster.agent_protocol import EngineState
+from llamaswap.cluster.agent_client import AgentEnded, HostAway
+from llamaswap.cluster.agent_protocol import CommandResult, EngineState, Moment
 from llamaswap.cluster.ray_client import RayAway
 from llamaswap.cluster.remote_supervisor import RemoteSupervisor
 from llamaswap.config import Model
@@ -35,6 +35,7 @@ class FakeHosts:
     unable: list[str] = Factory(list)
     pending: list[Deferred[None]] = Factory(list)
     slow: bool = False
+    runs: bool = True
 
     @property
     def reservations(self) -> FakeHosts:
@@ -50,13 +51,14 @@ class FakeHosts:
     def engine_endpoint(self, host: str, model: str, identity: tuple[int, int]) -> Endpoint:
         return Endpoint("http", host, 6400, f"/engine/{identity[0]}.{identity[1]}/{model}", token="t")
 
-    async def tell(self, host: str, model: str, what: str, document: Mapping[str, object]) -> None:
+    async def tell(self, host: str, model: str, what: str, document: Mapping[str, object]) -> CommandResult:
         self.told.append((host, what))
         if self.slow and what == "start":
             self.pending.append(Deferred())
             await self.pending[-1]
         if self.refusal is not None:
             raise self.refusal
+        return CommandResult(Moment("first", 1), self.runs)
 
     async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
         if self.away:
@@ -79,6 +81,9 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.events: list[object] = []
         self.server = RemoteSupervisor(Model("a", cmd="serve", unload_timeout=1.0), self.hosts, self.clock, self)
 
+    def hear(self, engine: EngineState | None, number: int = 1) -> None:
+        self.server.heard(engine, Moment("first", number))
+
     def state_changed(self, model: str, old: str, new: str) -> None:
         self.events.append(new)
 
@@ -94,15 +99,15 @@ class RemoteSupervisorTests(SynchronousTestCase):
 
     def ready(self) -> list[object]:
         found = self.begin()
-        self.server.heard(READY)
+        self.hear(READY)
         self.clock.advance(0.0)
         return found
 
     def test_server_is_reserved_started_and_ready_when_its_host_says_so(self) -> None:
         found = self.begin()
         self.assertEqual((self.hosts.told, self.hosts.kept, found), ([("nas", "start")], ["a#5.1"], []))
-        self.server.heard(None)  # told before the host knew of it
-        self.server.heard(READY)
+        self.hear(None, 0)  # told before the host knew of it
+        self.hear(READY)
         self.clock.advance(0.0)
         self.assertEqual(found, [Endpoint("http", "nas", 6400, "/engine/5.1/a", token="t")])
         self.assertEqual((self.events, self.server.status().load_seconds), (["starting", "ready"], (2.0,)))
@@ -122,9 +127,9 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.clock.advance(0.5)
         self.assertEqual(self.hosts.told, [("nas", "start")])
 
-    def test_start_on_a_host_that_refuses_or_does_not_answer_is_decided_about_again(self) -> None:
+    def test_start_on_a_host_that_refuses_or_whose_agent_has_ended_is_decided_about_again(self) -> None:
         """Another host may take it: its requests must not fail because an agent has just died."""
-        for refusal, reason in ((HostRefused("a", "nas", "no file"), "no file"), (HostAway("silent"), "silent")):
+        for refusal, reason in ((HostRefused("a", "nas", "no file"), "no file"), (AgentEnded("ended"), "ended")):
             self.setUp()
             self.hosts.refusal = refusal
             [error] = self.begin()
@@ -132,21 +137,61 @@ class RemoteSupervisorTests(SynchronousTestCase):
             self.assertEqual(self.hosts.unable, [reason])
             self.assertEqual((self.server.state, self.hosts.kept), ("stopped", []))
 
+    def test_agent_that_is_cut_off_during_a_start_has_no_second_process_before_the_first_one_has_ended(self) -> None:
+        """It may have started the server before it was killed, and its guardian needs two seconds to end that."""
+        for end in ("the agent has ended", "the host is offline", "the agent has no such process"):
+            self.setUp()
+            self.hosts.refusal = HostAway("the connection closed")
+            found = self.begin()
+            self.assertEqual((self.hosts.unable, self.hosts.told[-1]), (["the connection closed"], ("nas", "stop")))
+            self.clock.pump([0.5] * 3)
+            self.hear(None)  # of which it is not known whether it was told before the start arrived
+            self.assertEqual((self.server.state, found, self.hosts.kept), ("stopping", [], ["a#5.1"]), end)
+            if end == "the agent has ended":
+                self.hosts.refusal = AgentEnded("refused")
+            elif end == "the host is offline":
+                self.hosts.online = False
+                self.server.lost()
+            else:
+                self.hosts.refusal, self.hosts.runs = None, False
+            self.clock.pump([0.5] * 3)
+            self.assertIsInstance(found[0], HostRefused, end)
+            self.assertEqual((self.server.state, self.hosts.kept), ("stopped", []))
+
+    def test_stop_does_not_end_by_what_the_host_told_before_the_start_arrived(self) -> None:
+        """The server would be started elsewhere while the host starts it."""
+        self.hosts.slow = True
+        self.begin()
+        stopped = self.server.stop()
+        self.hear(None, 0)
+        self.clock.advance(0.0)
+        self.assertNoResult(stopped)
+        self.hear(None)
+        self.clock.advance(0.0)
+        self.successResultOf(stopped)
+
+    def test_stop_ends_when_a_restarted_agent_answers_it(self) -> None:
+        self.ready()
+        self.hosts.runs = False
+        stopped = self.server.stop()
+        self.clock.advance(0.0)
+        self.successResultOf(stopped)
+
     def test_exit_is_reported_and_the_reservation_released(self) -> None:
         self.ready()
-        self.server.heard(evolve(READY, state="stopped", error="crashed", exit_status=7, tail="last words"))
+        self.hear(evolve(READY, state="stopped", error="crashed", exit_status=7, tail="last words"))
         self.assertEqual(self.events[-1], ("exited", 7))
         self.assertEqual((self.server.log_tail(), self.hosts.kept), ("last words", []))
 
     def test_agent_that_was_restarted_has_no_server_any_more(self) -> None:
         self.ready()
-        self.server.heard(None)
+        self.hear(None)
         self.assertEqual(self.events[-1], ("exited", None))
 
     def test_accepted_start_that_the_host_never_shows_fails(self) -> None:
         found = self.begin()
         for _ in range(3):
-            self.server.heard(None)
+            self.hear(None)
         self.clock.advance(0.0)
         self.assertIsInstance(found[0], StartFailed)
 
@@ -154,9 +199,9 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.ready()
         stopped = self.server.stop()
         self.assertNoResult(stopped)
-        self.server.heard(evolve(READY, state="stopping"))
+        self.hear(evolve(READY, state="stopping"))
         self.assertNoResult(stopped)
-        self.server.heard(None)
+        self.hear(None)
         self.clock.advance(0.0)
         self.successResultOf(stopped)
         self.assertEqual(self.hosts.told[-1], ("nas", "stop"))
@@ -190,7 +235,7 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.assertNoResult(stopped)
         self.assertIsInstance(found[0], ModelUnloaded)
         self.assertEqual((self.events, self.hosts.told[-1]), (["starting", "stopping"], ("nas", "stop")))
-        self.server.heard(None)
+        self.hear(None)
         self.clock.advance(0.0)
         self.successResultOf(stopped)
 
@@ -202,11 +247,11 @@ class RemoteSupervisorTests(SynchronousTestCase):
         found: list[object] = []
         self.server.ensure_ready().addBoth(found.append)
         self.assertEqual(self.server.state, "stopping")
-        self.server.heard(None)
+        self.hear(None)
         self.clock.advance(0.0)
         self.successResultOf(stopped)
         self.assertEqual((self.server.state, self.server.identity), ("starting", (5, 8)))
-        self.server.heard(evolve(READY, generation=8))
+        self.hear(evolve(READY, generation=8))
         self.clock.advance(0.0)
         self.assertEqual(len(found), 1)
 
@@ -218,13 +263,13 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.server.stop()
         self.clock.advance(0.0)
         self.assertIsInstance(found[0], ModelUnloaded)
-        self.server.heard(None)
+        self.hear(None)
         self.assertEqual(self.server.state, "stopped")
 
     def test_start_that_failed_does_not_disturb_the_next_one(self) -> None:
         self.hosts.slow = True
         self.begin()
-        self.server.heard(evolve(READY, state="stopped", error="crashed"))
+        self.hear(evolve(READY, state="stopped", error="crashed"))
         self.clock.advance(0.0)
         self.assertEqual(self.server.state, "stopped")
         self.begin()

@@ -28,6 +28,7 @@ MODELS = f"""
   absent: {{cmd: "/nonexistent/server --port ${{PORT}}", memory: {{gpu: 1GiB}}, place: [alpha]}}
   stream: {{cmd: "{ENGINE} --one-slot --tokens 600 --interval 0.05", memory: {{gpu: 2GiB}}, place: [beta, alpha]}}
   single: {{cmd: "{ENGINE} --name single", memory: {{gpu: 2GiB}}, place: [beta, alpha]}}
+  slow: {{cmd: "{ENGINE} --name slow --ready-after 1 --term-after 1", memory: {{gpu: 1GiB}}, place: [beta, alpha]}}
 """
 
 
@@ -235,6 +236,17 @@ class HostsTests(TestCase):
         os.kill(cluster.agent("alpha"), signal.SIGKILL)
         wait_for(lambda: not alive(first), 10, "the end of the engine")
         wait_for(lambda: cluster.chat("small")[0] == 200, 60, "the model")
+        cluster.unload()
+
+    def test_n_agent_that_is_killed_while_a_model_loads_has_no_second_process_before_the_first_one_has_ended(self):
+        cluster = self.scene("alpha", "beta")
+        waiting = cluster.stream("slow")
+        wait_for(lambda: cluster.engines("--name slow"), 30, "the process")
+        self.assertEqual(cluster.host_of("slow"), "beta")
+        [first], numbers = cluster.engines("--name slow"), []
+        os.kill(cluster.agent("beta"), signal.SIGKILL)
+        wait_for(lambda: numbers.append(len(cluster.engines("--name slow"))) or waiting.data, 60, "an answer")
+        self.assertEqual((max(numbers), alive(first), cluster.host_of("slow")), (1, False, "alpha"))
         cluster.unload()
 
     def test_y_host_leaves_when_its_requests_have_ended(self):

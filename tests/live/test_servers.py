@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 # A proxy in miniature: starts one model with its guardian and record, says so, and waits to be killed.
 PROXY = """
-import os, sys
+import os, socket, sys
 from pathlib import Path
 from twisted.internet import reactor
 from llamaswap.servers.guardian_client import GuardianClient
@@ -39,6 +39,9 @@ from llamaswap.servers.orphans import ChildRecordFile
 from llamaswap.servers.launcher import Launcher
 guardian = GuardianClient(reactor, dict(os.environ))
 record = ChildRecordFile(Path(sys.argv[1]), guardian_pid=lambda: guardian.pid)
+if os.environ["HELD_PORT"]:
+    listener = socket.create_server(("127.0.0.1", int(os.environ["HELD_PORT"])))
+    guardian.hold(listener.fileno())
 launcher = Launcher(reactor, reactor, dict(os.environ), sys.argv[2], watchers=[guardian] * int(sys.argv[3]) + [record])
 def go():
     stop = os.environ.get("STOP_COMMAND", "").split()
@@ -247,7 +250,7 @@ class SupervisorTests(LiveCase):
 class KilledProxyTests(LiveCase):
     """What a proxy killed with SIGKILL leaves behind."""
 
-    def start(self, guardian, flags, stop_command=""):
+    def start(self, guardian, flags, stop_command="", held_port=""):
         self.path = Path(self.mktemp()).resolve() / "children.json"
         words = [sys.executable, "-c", textwrap.dedent(PROXY), str(self.path), self.token, str(guardian)]
         proxy = subprocess.Popen(
@@ -255,7 +258,7 @@ class KilledProxyTests(LiveCase):
             cwd=ROOT,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, "STOP_COMMAND": stop_command},
+            env={**os.environ, "STOP_COMMAND": stop_command, "HELD_PORT": held_port},
         )
         self.addCleanup(proxy.stdout.close)
         self.addCleanup(proxy.wait)
@@ -283,6 +286,25 @@ class KilledProxyTests(LiveCase):
         proxy.kill()
         seconds = await self.until_gone(6.0)
         print(f"gone {seconds * 1000:.0f} ms after kill -9, SIGTERM ignored")
+
+    async def test_held_port_of_a_killed_proxy_refuses_connections_only_when_no_process_is_left(self):
+        """That is how a front knows that a model may be loaded on another host."""
+        port = spare_port()
+        proxy = self.start(1, ["--ignore-term"], held_port=str(port))
+        self.assertEqual(len(marked(self.token)), 1)
+        proxy.kill()
+        proxy.wait()
+        accepted, began = 0, time.monotonic()
+        while True:
+            self.assertLess(time.monotonic() - began, 6.0)
+            try:
+                socket.create_connection(("127.0.0.1", port), 1.0).close()
+            except ConnectionRefusedError:
+                break
+            accepted += 1
+            await sleep(0.02)
+        self.assertEqual(marked(self.token), [])
+        self.assertGreater(accepted, 10)
 
     async def test_stop_command_runs_with_the_environment_of_the_model_after_the_proxy_was_killed(self):
         """The container of a model lives on when its client ends."""

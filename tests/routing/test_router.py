@@ -816,6 +816,22 @@ class LeftoverTests(SynchronousTestCase):
         here.router.request("a")
         self.assertIn(9000, here.fleet["a"].asked_beside[-1])
 
+    def test_model_that_still_runs_on_another_host_is_not_started_and_delays_no_other_model(self) -> None:
+        here, gone = scene(), Deferred()
+        here.router.swaps.delay_starts_until(gone, "a")
+        here.router.request("a")
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {})
+        self.assertNotIn(9000, here.fleet["a"].asked_beside[-1])
+        gone.callback(None)
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+        other = scene()
+        other.router.swaps.delay_starts_until(Deferred(), "a")
+        other.router.request("b")
+        other.settle()
+        self.assertEqual(other.fleet.spawned(), {"b": 1})
+
     def test_earlier_server_that_has_stopped_delays_no_start(self) -> None:
         here, gone = scene(), Deferred()
         gone.callback([])

@@ -37,6 +37,7 @@ class Process:
     words: tuple = ()  # what it was spawned with; `argv` is what it became
     argv: tuple = ()
     environ: dict = field(factory=dict)
+    given: dict = field(factory=dict)  # the other arguments of its start
     executable: str = ""
     signals: list = field(factory=list)
     listens: set = field(factory=set)
@@ -140,7 +141,7 @@ class World:
     def spawnProcess(self, protocol, executable, args=(), env=None, path=None, uid=None, gid=None, usePTY=0, **rest):
         if self.refuse_spawn:
             raise OSError(11, "Resource temporarily unavailable")
-        process = self.new(protocol=protocol, words=tuple(args), environ=dict(env or {}))
+        process = self.new(protocol=protocol, words=tuple(args), environ=dict(env or {}), given=rest)
         protocol.makeConnection(process)
         return process
 

@@ -317,6 +317,15 @@ class GuardianTests(SynchronousTestCase):
         self.assertEqual(len(self.world.processes), 1)
         self.assertEqual(self.children(self.world.processes[0]), {8: (80, "m.2")})
 
+    def test_guardian_of_an_agent_has_its_listening_socket_before_the_first_child(self):
+        """So a connection is refused only when the agent and all of its servers have ended."""
+        self.guardian.hold(12)
+        self.assertEqual([process.given["childFDs"] for process in self.world.processes], [{0: "w", 3: 12}])
+        self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.world.processes[-1].die(-9)
+        self.world.clock.advance(0.1)
+        self.assertEqual([process.given["childFDs"] for process in self.world.processes], [{0: "w", 3: 12}] * 2)
+
     def test_killed_guardian_is_replaced_a_bounded_number_of_times(self):
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
         for _ in range(REPLACEMENTS + 3):
