@@ -129,7 +129,8 @@ def load_on(
     """Rules 8 to 10 on one host. `holders` are starved models to which this one is closed, `others` reserve models."""
     host, evicts, placement = fit.host, fit.evicts, fit.placement
     if fit.pinned:
-        error = ModelsKept(model, f"cannot load {model}", tuple(fit.pinned), "is pinned")
+        why = "is pinned" if len(fit.pinned) == 1 else "are pinned"
+        error = ModelsKept(model, f"cannot load {model}", tuple(fit.pinned), why)
         return Decision(model, "refuse", reason=str(error), error=error, host=host)
     if placement.obstacle:
         return without_room(state, model, placement, host)

@@ -1130,6 +1130,11 @@ class PinTests(SynchronousTestCase):
         self.assertIn("a is pinned", str(error))
         self.assertEqual(here.ready, {"a"})
 
+    def test_several_pinned_models_are_named_in_the_plural(self) -> None:
+        here = loaded(world("ac", "bc"), "a", "b")
+        here.pin("a", "b")
+        self.assertEqual(str(here.refused[here.request("c").number]), "cannot load c: a, b are pinned")
+
     def test_pin_refuses_requests_that_wait_for_the_pinned_model_to_leave(self) -> None:
         here = swapping()
         here.request("a")
