@@ -495,6 +495,11 @@ class MockDefects(harness.MockCase):
         self.gone(page.locator(".cm-content", has_text="# not saved"))
         self.assertEqual(page.faults, [])
 
+    def test_vendor_that_a_processor_is_named_with_is_shown_once(self) -> None:
+        page = self.page("system?tab=hardware")
+        page.get_by_text("AMD Ryzen 9 5950X", exact=True).wait_for()
+        self.assertIn("CPU: AMD Ryzen 9 5950X, 16 cores", page.locator("pre.code").text_content())
+
     def test_a_configuration_that_is_not_saved_is_compared_with_one_that_was_saved_elsewhere(self) -> None:
         page = self.page("config")
         page.locator(".cm-content").focus()

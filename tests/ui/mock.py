@@ -606,7 +606,7 @@ class Handler(BaseHTTPRequestHandler):
                     "environment": {"kind": "native"},
                     "cpu": {
                         "vendor": "AMD",
-                        "model": "Ryzen 9 5950X",
+                        "model": "AMD Ryzen 9 5950X",
                         "physical_core_count": 16,
                         "logical_thread_count": 32,
                     },
