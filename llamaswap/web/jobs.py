@@ -166,8 +166,9 @@ class JobDirectory:
 
     def hides_files(self, access: KeyAccess) -> bool:
         """Whether there are files that a key may not reach."""
-        others = () if access.sees_all_jobs else (jobs for owner, jobs in self._jobs.items() if owner != access.name)
-        return any(kind == "files" for jobs in others for kind, _ in jobs)
+        return not access.sees_all_jobs and any(
+            kind == "files" for owner, jobs in self._jobs.items() if owner != access.name for kind, _ in jobs
+        )
 
     async def require_own_files(self, access: KeyAccess, text: bytes | None, run: RunBlocking) -> None:
         """Raise HttpError(404) if a JSON body names a file of another key. None: the body is no JSON object."""
