@@ -8,11 +8,15 @@ from twisted.internet.interfaces import IReactorTime
 from llamaswap.errors import (
     BeingUpgraded,
     ClientGone,
+    HostVanished,
+    LlamaswapError,
     ModelUnloaded,
     RequestError,
     ShuttingDown,
     StartFailed,
     UnknownModel,
+    UpstreamTruncated,
+    UpstreamUnreachable,
 )
 from llamaswap.proxy.exchange import Exchange
 from llamaswap.routing.leases import Lease
@@ -37,6 +41,30 @@ def may_fail_over(request: ProxyRequest, error: RequestError) -> bool:
     if isinstance(error, FINAL_FAILURES):
         return False
     return status_of(error) in DECLINED_STATUSES or isinstance(error, DECLINED_FAILURES)
+
+
+async def require_retry(
+    error: LlamaswapError, request: ProxyRequest, lease: Lease, clock: IReactorTime, may_retry: bool, closing: bool
+) -> None:
+    """Raise what the client is told of this failure, unless the lease's server exited and a new one may be asked."""
+    exchange, repeatable = request.exchange, may_retry and request.repeatable
+    if isinstance(error, UpstreamTruncated) and (lease.unloaded or closing):
+        why = "the model was unloaded" if lease.unloaded else "llamaswap is shutting down"
+        raise UpstreamTruncated(error.where, why) from error
+    if isinstance(error, HostVanished):
+        if exchange.sink.started:
+            raise UpstreamTruncated(lease.ticket.model, str(error)) from error
+        if not repeatable:
+            raise UpstreamUnreachable(lease.ticket.model, str(error)) from error
+    elif isinstance(error, UpstreamUnreachable):
+        exited = may_retry and await server_exited(lease, exchange, clock)
+        if lease.unloaded:
+            # A second attempt would load again what an operator has just unloaded.
+            raise ModelUnloaded(lease.ticket.model) from error
+        if not exited or not request.repeatable:
+            raise error
+    else:
+        raise error
 
 
 async def server_exited(lease: Lease, exchange: Exchange, clock: IReactorTime) -> bool:

@@ -6,8 +6,9 @@ error has: `ErrorSender` turns errors into responses.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -18,9 +19,7 @@ from llamaswap.config import Model, Peer
 from llamaswap.errors import (
     Cancelled,
     ClientGone,
-    HostVanished,
     LlamaswapError,
-    ModelUnloaded,
     NotReady,
     ReaderStalled,
     RequestError,
@@ -44,7 +43,7 @@ from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
 from llamaswap.web.auth import refuse_foreign_websocket
 from llamaswap.web.error_response import ErrorSender, send_response
-from llamaswap.web.failover import DECLINED_STATUSES, may_fail_over, server_exited
+from llamaswap.web.failover import DECLINED_STATUSES, may_fail_over, require_retry
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.response_limit import ResponseLimit
 from llamaswap.web.supersede import SupersedeRegistry, supersede_key
@@ -111,20 +110,7 @@ class ProxyHandler:
         return Task(self._serve(exchange, prepare))
 
     async def _serve(self, exchange: Exchange, prepare: Prepare) -> None:
-        try:
-            refuse_foreign_websocket(exchange.head, self.router.config.security.cors.allow_origins)
-            request = await prepare(exchange)
-        except (ClientGone, CancelledError) as error:
-            if not exchange.gone:
-                exchange.sink.abort()
-            forget_frames(error)
-            return
-        except Exception as error:
-            if not isinstance(error, LlamaswapError):
-                log.failure("request failed: {target}", target=exchange.head.target)
-            self.errors.send(exchange, error, exchange.head.path.decode("latin-1"))
-            forget_frames(error)
-            return
+        request = await self._prepared(exchange, prepare)
         if request is None:
             return
         self._number += 1
@@ -134,7 +120,18 @@ class ProxyHandler:
         outcome: RequestOutcome = "complete"
         failure: Exception | None = None
         try:
-            await self._forward(request)
+            if request.failure is not None:
+                raise request.failure
+            while True:
+                try:
+                    await self._ask_target(request)
+                    break
+                except RequestError as error:
+                    if not may_fail_over(request, error):
+                        raise
+                    failed, cause = request.requested, str(error)
+                await request.retarget(self.run)
+                log.info("{failed}: {error}; trying {next} next", failed=failed, error=cause, next=request.requested)
             if request.ollama is not None:
                 await request.ollama.complete(self.run)
         except Exception as error:
@@ -148,30 +145,36 @@ class ProxyHandler:
                 for done in waiting:
                     done.callback(None)
 
-    # -- to one target after the other ---------------------------------------------------------------------
+    async def _prepared(self, exchange: Exchange, prepare: Prepare) -> ProxyRequest | None:
+        """The request that will be sent, None if it got its response already."""
+        try:
+            refuse_foreign_websocket(exchange.head, self.router.config.security.cors.allow_origins)
+            return await prepare(exchange)
+        except (ClientGone, CancelledError) as error:
+            if not exchange.gone:
+                exchange.sink.abort()
+            forget_frames(error)
+        except Exception as error:
+            if not isinstance(error, LlamaswapError):
+                log.failure("request failed: {target}", target=exchange.head.target)
+            self.errors.send(exchange, error, exchange.head.path.decode("latin-1"))
+            forget_frames(error)
+        return None
 
-    async def _forward(self, request: ProxyRequest) -> None:
-        if request.failure is not None:
-            raise request.failure
-        while True:
-            try:
-                target = request.target
-                if request.cancelled:
-                    raise Cancelled()
-                model = target.model
-                if model is not None and not request.known_job and model.id in self.router.config.names.replicas:
-                    return await self._to_replica(request, model)
-                if model is not None:
-                    return await self._to_server(request, model)
-                if target.peer is not None:
-                    return await self._to_peer(request, target.peer)
-                raise UnknownModel(request.requested)
-            except RequestError as error:
-                if not may_fail_over(request, error):
-                    raise
-                failed, cause = request.requested, str(error)
-            await request.retarget(self.run)
-            log.info("{failed}: {error}; trying {next} next", failed=failed, error=cause, next=request.requested)
+    def _ask_target(self, request: ProxyRequest) -> Coroutine[Any, Any, None]:
+        """Send the request to its present target. While a stream lasts, each coroutine that waits holds memory, so this
+        is none."""
+        target = request.target
+        if request.cancelled:
+            raise Cancelled()
+        model = target.model
+        if model is not None:
+            if model.id in self.router.config.names.replicas and not request.known_job:
+                return self._to_replica(request, model)
+            return self._to_server(request, model)
+        if target.peer is not None:
+            return self._to_peer(request, target.peer)
+        raise UnknownModel(request.requested)
 
     # -- a local model -------------------------------------------------------------------------------------
 
@@ -203,7 +206,8 @@ class ProxyHandler:
             await self._send(request, *self.upstream_requests.to_model(request, model, endpoint))
             return
         may_retry = refusal is None  # otherwise a second attempt could load the model
-        lease: Lease | None = request.borrow_lease() or self.router.lease(model.id, request.standing)
+        lease: Lease | None = request.job.borrow() if request.job is not None else None
+        lease = lease or self.router.lease(model.id, request.standing)
         while True:
             if lease is None:
                 try:
@@ -213,8 +217,25 @@ class ProxyHandler:
                         raise
                     may_retry = False  # the server exited between its readiness and the grant
                     continue
-            if await self._served_with(lease, request, model, may_retry):
-                return None
+            limit = ResponseLimit.install(request, self.clock) if request.bounded else None
+            websocket = None
+            try:
+                if request.websocket:
+                    websocket = WebsocketLease(self.router, self.clock, model.id, request.standing, lease)
+                await self._send_to_model(request, model, lease, limit, websocket)
+                return
+            except LlamaswapError as error:
+                if limit is not None and isinstance(error, ResponseLimitReached) and limit.end():
+                    return
+                await require_retry(error, request, lease, self.clock, may_retry, self._closing is not None)
+                log.info("{model}: {error}; retrying once on a new server", model=model.id, error=error)
+            finally:
+                if request.job is None or not request.job.takes(lease):
+                    lease.release()
+                if limit is not None:
+                    limit.remove()
+                if websocket is not None:
+                    websocket.end()
             lease, may_retry = None, False
 
     async def _acquire(self, request: ProxyRequest, model: Model) -> Lease:
@@ -260,53 +281,22 @@ class ProxyHandler:
         if request.tracked or request.metered:
             self.position_changed(request.id, position)
 
-    async def _served_with(self, lease: Lease, request: ProxyRequest, model: Model, may_retry: bool) -> bool:
-        """Whether the lease's server served the request. If not, it exited, and a new one may be asked once."""
-        websocket = None
-        if request.websocket:
-            websocket = WebsocketLease(self.router, self.clock, model.id, request.standing, lease)
-        limit = ResponseLimit.install(request, self.clock)
-        try:
-            request.granted(lease.priority)
-            if request.ttl is not None:
-                self.router.keep_for(model.id, request.ttl)
-            upstream, head = self.upstream_requests.to_model(request, model, lease.endpoint)
-            sending = self._send(request, upstream, head, lease, websocket)
-            if limit is not None:
-                limit.cancel = sending.cancel
-            await sending
-        except ResponseLimitReached:
-            if limit is None or not limit.end():
-                raise
-        except UpstreamTruncated as error:
-            if lease.unloaded:
-                raise UpstreamTruncated(error.where, "the model was unloaded") from error
-            if self._closing:
-                raise UpstreamTruncated(error.where, "llamaswap is shutting down") from error
-            raise
-        except HostVanished as error:
-            if request.exchange.sink.started:
-                raise UpstreamTruncated(model.id, str(error)) from error
-            if not may_retry or not request.repeatable:
-                raise UpstreamUnreachable(model.id, str(error)) from error
-            log.info("{error}; the request is tried elsewhere", error=error)
-            return False
-        except UpstreamUnreachable as error:
-            exited = may_retry and await server_exited(lease, request.exchange, self.clock)
-            if lease.unloaded:
-                # A second attempt would load again what an operator has just unloaded.
-                raise ModelUnloaded(model.id) from error
-            if not exited or not request.repeatable:
-                raise
-            log.info("{model}: {error}; retrying once on a new server", model=model.id, error=error)
-            return False
-        finally:
-            request.release(lease)
-            if limit is not None:
-                limit.remove()
-            if websocket is not None:
-                websocket.end()
-        return True
+    def _send_to_model(
+        self,
+        request: ProxyRequest,
+        model: Model,
+        lease: Lease,
+        limit: ResponseLimit | None,
+        websocket: WebsocketLease | None,
+    ) -> Future[ForwardOutcome]:
+        request.granted(lease.priority)
+        if request.ttl is not None:
+            self.router.keep_for(model.id, request.ttl)
+        upstream, head = self.upstream_requests.to_model(request, model, lease.endpoint)
+        sending = self._send(request, upstream, head, lease, websocket)
+        if limit is not None:
+            limit.cancel = sending.cancel
+        return sending
 
     # -- a peer --------------------------------------------------------------------------------------------
 

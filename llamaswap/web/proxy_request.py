@@ -14,7 +14,6 @@ from llamaswap.proxy.exchange import BodySource, Exchange
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.loading import LoadingStream
 from llamaswap.routing.interfaces import TargetChoice
-from llamaswap.routing.leases import Lease
 from llamaswap.web.head_facts import HeadFacts
 from llamaswap.web.jobs import JobFollower
 from llamaswap.web.ollama_sink import OllamaSink
@@ -38,6 +37,12 @@ def least(one: float, other: float) -> float:
     return min(one, other) if one and other else one or other
 
 
+def _bounded(target: Target, facts: HeadFacts) -> bool:
+    key, model = facts.access.key, target.model
+    of_key = key.max_tokens or key.max_duration
+    return bool(of_key or (model is not None and (model.max_tokens or model.max_duration)))
+
+
 @define(eq=False, kw_only=True)
 class ProxyRequest(RequestInfo):
     """A request from the moment its model is known to the end of its response; the forwarder's observer.
@@ -48,7 +53,7 @@ class ProxyRequest(RequestInfo):
     sent without the client's content coding. `ollama` translates the response. `ttl`: from now on the model is unloaded
     after so many idle seconds. `websocket`: it opens one on a model route. `prefers_post`: without one its client sends
     a POST. `job` follows the job that the request is about or begins, `keeper` keeps its response.
-    `reserved` is the memory for a conversation that it continues.
+    `reserved` is the memory for a conversation that it continues. `bounded`: its tokens or its time have a limit.
     """
 
     exchange: Exchange
@@ -68,12 +73,14 @@ class ProxyRequest(RequestInfo):
     job: JobFollower | None = None
     keeper: ResponseKeeper | None = None
     reserved: TakenBytes | None = None
+    bounded: bool = False
     cancelled: bool = False
     forwarding: bool = False  # whether a server or peer has been asked
     stop: Callable[[Exception], None] | None = None  # ends the present wait
     status: int = 0
     event_stream: bool = False
     queue_position: int | None = None
+    _priority: int | None = None
     _loading_stream: LoadingStream | None = None
     _observers: list[RequestObserver] = field(factory=list)
     _tail: Tail = field(factory=Tail)
@@ -116,6 +123,7 @@ class ProxyRequest(RequestInfo):
             target=target,
             raw_target=raw_target,
             source=exchange.body,
+            bounded=_bounded(target, facts),
         )
 
     @property
@@ -153,7 +161,8 @@ class ProxyRequest(RequestInfo):
                 content.rename(self.target.peer_model)
         if self.facts.access.filters is not None:
             filters.apply(json, self.facts.access.filters, requested=content.model)
-        self._bound_tokens(content)
+        if self.bounded:
+            self._bound_tokens(content)
         self.captured_body = data = json.render()
         self.source = self.exchange.body = BytesBody(data)
         if content.query != self.exchange.head.query:
@@ -200,13 +209,14 @@ class ProxyRequest(RequestInfo):
         failed = self.requested
         self.target = target = self.other_targets.pop(0)
         self.requested = target.name
+        self.bounded = _bounded(target, self.facts)
         self.model = self.server = target.model.id if target.model is not None else target.name
         content = self.content.copy()
         content.rename(target.name)
         if content.websocket is not None:
             content.websocket.rename(target.own_name)
         await self.send_content(content, run)
-        self.metadata.pop("fifo_priority", None)
+        self._priority = None
         self.metadata["failover"] = f"{self.metadata.get('failover') or failed},{target.name}"
         for observer in self._observers:
             observer.retargeted()
@@ -247,7 +257,10 @@ class ProxyRequest(RequestInfo):
 
     def close(self, outcome: RequestOutcome, error: Exception | None) -> None:
         """Notify the observers of the end, and release everything that only the serving needed."""
-        self.flush()
+        if self._pieces:
+            self.flush()
+        if self._priority is not None:
+            self.metadata["fifo_priority"] = str(self._priority)
         observers, self._observers = self._observers, []
         for observer in observers:
             observer.ended(outcome, error)
@@ -263,15 +276,6 @@ class ProxyRequest(RequestInfo):
         """Whether only one server can serve it, because that has the job."""
         return self.job is not None and self.job.job is not None
 
-    def borrow_lease(self) -> Lease | None:
-        """The lease of the running job that it is about; `release` gives it back."""
-        return self.job.borrow() if self.job is not None else None
-
-    def release(self, lease: Lease) -> None:
-        """Its attempt with this lease has ended; a job that runs may keep it."""
-        if self.job is None or not self.job.takes(lease):
-            lease.release()
-
     @property
     def standing(self) -> tuple[int, float]:
         """What the client's key adds to the priority, and what it has used."""
@@ -281,7 +285,7 @@ class ProxyRequest(RequestInfo):
         """A server is reserved for the request."""
         if self.ollama is not None:
             self.ollama.granted()
-        self.metadata["fifo_priority"] = str(priority)
+        self._priority = priority
         for observer in self._observers:
             observer.granted()
 
