@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.protocol import connectionDone
 from twisted.internet.tcp import Connection
 
 from llamaswap.proxy.transport import Transport
@@ -72,13 +73,16 @@ def close_when_sent(transport: Transport) -> None:
     plain: object = transport
     if (
         isinstance(plain, Connection)
+        and plain.connected
+        and not plain.disconnecting
         and not plain.TLS
         and plain.producer is None
         and not plain._tempDataBuffer
         and not plain.dataBuffer
     ):
-        plain._writeDisconnected = True  # as after a half-close: nothing more has to be written first
-    transport.loseConnection()
+        plain.connectionLost(connectionDone)
+    else:
+        transport.loseConnection()
 
 
 def forget_unsent(transport: Transport) -> None:
