@@ -1,4 +1,4 @@
-"""Measure the product beside nginx (where installed), another proxy (`--against`), and no proxy at all.
+"""Measure the product beside nginx (where installed), another proxy (`--against`), a bare loop, and no proxy at all.
 
     python -m benchmarks                         everything; writes docs/performance.rst and its plots
     python -m benchmarks --only swap,small       some measures, printed only
@@ -20,7 +20,7 @@ import sys
 import time
 
 from benchmarks import report, swap
-from benchmarks.subjects import OTHER_CORE, ROOT, Command, Direct, LiteLLM, Nginx, Product, free_port, server
+from benchmarks.subjects import OTHER_CORE, ROOT, Command, Direct, LiteLLM, Nginx, Product, Relay, free_port, server
 
 # measure: (words for benchmarks.load, what one unit of work is)
 MEASURES = {
@@ -125,7 +125,7 @@ def main():
         subjects.append(Nginx())
     else:
         print("nginx is not installed: no ratios against it")
-    subjects.append(Direct())
+    subjects += [Relay(), Direct()]
     swaps = []
     if "swap" in names:
         for who, command in [("llamaswap", swap.PRODUCT), *((f"peer{n}", c) for n, c in enumerate(peers, 1))]:

@@ -1,4 +1,4 @@
-"""What is measured: the product, a peer given by its command line, nginx, or the server itself without a proxy.
+"""What is measured: the product, a peer given by its command line, nginx, a bare loop, or the server without a proxy.
 
 Each is a process group on one core (where there are two), the load and the servers on the other; its CPU time
 and memory are read from /proc for the whole group.
@@ -248,6 +248,17 @@ class Nginx(Subject):
         config = Path(self.folder.name) / "nginx.conf"
         config.write_text(NGINX.format(folder=self.folder.name, upstream=upstream, port=self.port))
         self.launch([self.path(), "-p", self.folder.name, "-c", config])
+
+
+class Relay(Subject):
+    """A loop in Python that copies bytes and does nothing else."""
+
+    name = "bare loop"
+
+    def start(self, upstream):
+        self.folder = tempfile.TemporaryDirectory()
+        self.port = free_port()
+        self.launch([sys.executable, "-I", "-S", ROOT / "benchmarks" / "relay.py", self.port, upstream])
 
 
 class Direct(Subject):
