@@ -231,12 +231,10 @@ class Chats(harness.MockCase):
         name.fill("Llamas of Peru")
         name.press("Enter")
         side.get_by_text("Llamas of Peru").wait_for()
-        page.evaluate(
-            "() => new Promise(done => { const ask = indexedDB.open('llamaswap', 1); ask.onsuccess = () => {"
-            "const store = ask.result.transaction('conversations', 'readwrite').objectStore('conversations');"
-            "store.getAll().onsuccess = event => { const old = event.target.result[0];"
-            "store.put({...old, id: 'old', title: 'An older one', updated: Date.now() - 3 * 86400000})"
-            ".onsuccess = () => { ask.result.close(); done(); }; }; }; })"
+        self.in_store(
+            page,
+            "async (store, done) => { const [one] = await done(store.getAll()); await done("
+            "store.put({...one, id: 'old', title: 'An older one', updated: Date.now() - 3 * 86400000})); }",
         )
         page.reload()
         side.get_by_role("region", name="Today").get_by_text("Llamas of Peru").wait_for()

@@ -373,13 +373,28 @@ class BrowserCase(unittest.TestCase):
     def stored(self, page: Any, text: str) -> None:
         """Wait until the browser has stored a finished conversation with this in its last message."""
         look = (
-            "text => new Promise((resolve, reject) => { const ask = indexedDB.open('llamaswap', 1);"
-            "ask.onerror = () => reject(ask.error); ask.onsuccess = () => { const db = ask.result;"
-            "const got = db.transaction('conversations').objectStore('conversations').getAll();"
-            "got.onerror = () => reject(got.error); got.onsuccess = () => { db.close(); resolve(got.result.some(c =>"
-            "{ const last = c.messages.at(-1); return last.stats?.output && last.text.includes(text); })); }; }; })"
+            "async (store, done, text) => (await done(store.getAll())).some(found =>"
+            "{ const last = found.messages.at(-1); return last.stats?.output && last.text.includes(text); })"
         )
-        until(lambda: page.evaluate(look, text))
+        until(lambda: self.in_store(page, look, text))
+
+    def in_store(self, page: Any, act: str, value: Any = None) -> Any:
+        """What the function `act` makes of the browser's stored conversations, which the page makes room for first.
+
+        `act` gets the store, a function that awaits a request to it, and `value`. A promise that never settles would
+        hang the test, so whatever fails in the browser fails here.
+        """
+        made = "indexedDB.databases().then(all => all.some(one => one.name === 'llamaswap'))"
+        until(lambda: page.evaluate(made))
+        return page.evaluate(
+            "async value => {"
+            "const done = ask => new Promise((resolve, reject) =>"
+            "{ ask.onsuccess = () => resolve(ask.result); ask.onerror = () => reject(ask.error); });"
+            "const db = await done(indexedDB.open('llamaswap'));"
+            "try { const store = db.transaction('conversations', 'readwrite').objectStore('conversations');"
+            f"return await ({act})(store, done, value); }} finally {{ db.close(); }} }}",
+            value,
+        )
 
 
 class MockCase(BrowserCase):

@@ -67,13 +67,11 @@ class Settings(harness.MockCase):
         page = self.page("playground")
         self.live(page)
         put = (
-            "() => new Promise(done => { const ask = indexedDB.open('llamaswap', 1); ask.onsuccess = () => {"
-            "const store = ask.result.transaction('conversations', 'readwrite').objectStore('conversations');"
-            "const one = (id, days) => ({id, title: id, model: 'm', params: {}, messages: [{role: 'user', text: id}],"
-            "updated: Date.now() - days * 86400000}); store.put(one('old', 9));"
-            "store.put(one('new', 1)).onsuccess = () => { ask.result.close(); done(); }; }; })"
+            "(store, done) => { const one = (id, days) => ({id, title: id, model: 'm', params: {},"
+            "messages: [{role: 'user', text: id}], updated: Date.now() - days * 86400000});"
+            "store.put(one('old', 9)); return done(store.put(one('new', 1))); }"
         )
-        page.evaluate(put)
+        self.in_store(page, put)
         page.goto(f"{self.url}/ui/system?tab=settings")
         page.get_by_label("Keep conversations").select_option("7")
         page.goto(f"{self.url}/ui/playground")
