@@ -146,7 +146,11 @@ class HostManager:
                 continue
             host = self.hosts.get(name)
             where = str(node["address"]), int(node["port"])
-            if alive and (host is None or (host.endpoint.host, host.endpoint.port) != where):
+            moved = host is not None and (host.endpoint.host, host.endpoint.port) != where
+            if alive and moved and host is not None and host.online:
+                self._require_connection(host, "it moved to another address")
+                continue
+            if alive and (host is None or moved):
                 host = self._know(name, *where, node["labels"])
                 changed = True
             assert host is not None
@@ -154,7 +158,7 @@ class HostManager:
             if not alive:
                 host.ensured = False
                 if host.online:
-                    self._require_connection(host)
+                    self._require_connection(host, "its node died")
             elif not host.ensured:
                 host.ensured = True
                 self.ray.call(protocol.EnsureAgent, host=name).addErrback(self._no_agent, host)
@@ -167,11 +171,11 @@ class HostManager:
             self._keep_known()
             self._publish(changed)
 
-    def _require_connection(self, host: KnownHost) -> None:
-        """Ray says that the node of a host is dead. While something there accepts connections, its servers may run, and
-        their models must not be loaded elsewhere."""
+    def _require_connection(self, host: KnownHost, reason: str) -> None:
+        """Ray says that a host is gone. As long as something there accepts connections, its servers may run, and their
+        models must not be loaded elsewhere."""
         connecting = self.connect(host.endpoint, None, REACH_LIMIT)
-        connecting.addErrback(lambda _: None if host.alive or self._closed else self._offline(host, "its node died"))
+        connecting.addErrback(lambda _: None if self._closed else self._offline(host, reason))
 
     def _no_agent(self, failure: Failure, host: KnownHost) -> None:
         host.ensured = False
@@ -189,8 +193,6 @@ class HostManager:
 
     def _forget(self, host: KnownHost) -> None:
         """Ask a host no more."""
-        if host.online:
-            self._offline(host, "it moved to another address")
         if host.timer is not None and host.timer.active():
             host.timer.cancel()
         del self.hosts[host.name]

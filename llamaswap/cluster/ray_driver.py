@@ -50,11 +50,24 @@ released: dict[str, None] = {}
 """The latest reservations that were ended: one that is still being made must not outlast its end."""
 
 
-class Keeper:
-    """Keeps the agent of a host running. The agent gets SIGKILL when this process ends, and its servers end with it."""
+def agent_words(host: str) -> list[str]:
+    """The words of the agent's command, on the node of this process."""
+    import ray
+    from ray.util import get_node_ip_address
 
-    def __init__(self, host: str, address: str, port: int) -> None:
-        self._words = ["agent", "--name", host, "--listen", f"{address}:{port}"]
+    labels = ray.get_runtime_context().get_node_labels()
+    address, port = labels.get(ADDRESS_LABEL) or get_node_ip_address(), labels.get(PORT_LABEL) or AGENT_PORT
+    return ["agent", "--name", host, "--listen", f"{address}:{port}"]
+
+
+class Keeper:
+    """Keeps the agent of a host running. The agent is killed when this process ends, and its guardian ends its servers.
+
+    After the end of a node Ray makes it again on the host's next one, which may have another address.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._words = agent_words(host)
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
         self._ended = threading.Event()
@@ -126,8 +139,7 @@ def ensure_agent(host: str) -> dict[str, object]:
     import ray
     from ray.exceptions import ActorUnavailableError
 
-    node = next((one for one in nodes() if one["host"] == host and one["alive"]), None)
-    if node is None:
+    if not any(one["host"] == host and one["alive"] for one in nodes()):
         raise ValueError(f"{host} is not a node that is alive")
     keeper = ray.remote(Keeper).options(
         name=f"node/{host}",
@@ -138,7 +150,7 @@ def ensure_agent(host: str) -> dict[str, object]:
         max_task_retries=0,
         label_selector={HOST_LABEL: host},
     )
-    actor: Any = keeper.remote(host, node["address"], node["port"])
+    actor: Any = keeper.remote(host)
     until = time.monotonic() + KEEPER_LIMIT
     while True:
         try:

@@ -182,6 +182,20 @@ class HostManagerTests(SynchronousTestCase):
         world.connecting[-1].errback(ConnectionRefusedError())
         self.assertFalse(world.online())
 
+    def test_host_that_joined_with_another_port_has_its_servers_until_nothing_is_left_at_the_old_one(self) -> None:
+        world = self.scene().joined()
+        world.ray.nodes[0]["port"] = 6500
+        world.clock.advance(1.0)
+        world.connecting[-1].callback(0)
+        self.assertTrue(world.online())
+        world.clock.advance(1.0)
+        world.connecting[-1].errback(ConnectionRefusedError())
+        self.assertFalse(world.online())
+        world.clock.advance(1.0)
+        world.clock.advance(0.0)
+        world.answer()
+        self.assertEqual((world.manager.hosts["nas"].endpoint.port, world.online()), (6500, True))
+
     def test_host_whose_guardian_still_ends_its_servers_is_online(self) -> None:
         """The agent was killed while a model loaded; its process and the next one on another host overlapped."""
         world = self.scene().joined()

@@ -77,3 +77,19 @@ class ReservationTests(SynchronousTestCase):
         for number in range(ray_driver.MAX_RELEASED + 5):
             ray_driver.release(f"a#1.{number}")
         self.assertEqual(len(ray_driver.released), ray_driver.MAX_RELEASED)
+
+
+class AgentCommandTests(SynchronousTestCase):
+    def words(self, labels: dict[str, str]) -> list[str]:
+        """The agent's command on a node with these labels."""
+        context = SimpleNamespace(get_node_labels=lambda: labels)
+        ray = SimpleNamespace(get_runtime_context=lambda: context)
+        modules = {"ray": ray, "ray.util": SimpleNamespace(get_node_ip_address=lambda: "10.0.0.7")}
+        with mock.patch.dict(sys.modules, modules):
+            return ray_driver.agent_words("nas")
+
+    def test_agent_listens_where_the_present_node_of_its_host_says(self) -> None:
+        """A host whose node was killed, and that joined with another address or port, never came online again."""
+        labels = {"llamaswap-address": "10.0.0.9", "llamaswap-port": "6500"}
+        self.assertEqual(self.words(labels)[-1], "10.0.0.9:6500")
+        self.assertEqual(self.words({})[-1], "10.0.0.7:6400")
