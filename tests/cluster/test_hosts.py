@@ -177,6 +177,7 @@ class HostManagerTests(SynchronousTestCase):
             world.connecting[-1].callback(0)
             self.assertTrue(world.online())
             world.answer(number=8)
+            self.assertEqual(world.manager.hosts["nas"].seen, world.clock.seconds())
             world.clock.advance(0.05)
         world.clock.advance(1.0)
         world.connecting[-1].errback(ConnectionRefusedError())
