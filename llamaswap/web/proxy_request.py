@@ -80,7 +80,6 @@ class ProxyRequest(RequestInfo):
     status: int = 0
     event_stream: bool = False
     queue_position: int | None = None
-    _priority: int | None = None
     _loading_stream: LoadingStream | None = None
     _observers: list[RequestObserver] = field(factory=list)
     _tail: Tail = field(factory=Tail)
@@ -216,7 +215,7 @@ class ProxyRequest(RequestInfo):
         if content.websocket is not None:
             content.websocket.rename(target.own_name)
         await self.send_content(content, run)
-        self._priority = None
+        self.metadata.pop("fifo_priority", None)
         self.metadata["failover"] = f"{self.metadata.get('failover') or failed},{target.name}"
         for observer in self._observers:
             observer.retargeted()
@@ -259,8 +258,6 @@ class ProxyRequest(RequestInfo):
         """Notify the observers of the end, and release everything that only the serving needed."""
         if self._pieces:
             self.flush()
-        if self._priority is not None:
-            self.metadata["fifo_priority"] = str(self._priority)
         observers, self._observers = self._observers, []
         for observer in observers:
             observer.ended(outcome, error)
@@ -285,7 +282,7 @@ class ProxyRequest(RequestInfo):
         """A server is reserved for the request."""
         if self.ollama is not None:
             self.ollama.granted()
-        self._priority = priority
+        self.metadata["fifo_priority"] = str(priority)
         for observer in self._observers:
             observer.granted()
 

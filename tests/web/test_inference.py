@@ -304,12 +304,12 @@ class RewriteTests(SynchronousTestCase):
         asked = self.stage.post({"model": "pick", "temperature": 0.1})
         sent = json.loads(self.stage.forwarding.sent)
         self.assertEqual(sent, {"model": "beta-up", "top_k": 9, "temperature": 1.5})
+        facts = self.stage.witness.facts  # of a request that runs: the in-flight list shows them
+        self.assertEqual((facts.model, facts.metadata), ("beta", {"fifo_priority": "0", "selector": "pick"}))
         self.assertEqual(self.stage.router.released, [])
         self.stage.forwarding.begin()
         self.stage.forwarding.end()
         self.assertEqual((self.stage.router.released, asked.done), (["pick"], [None]))
-        facts = self.stage.witness.facts
-        self.assertEqual((facts.model, facts.metadata), ("beta", {"fifo_priority": "0", "selector": "pick"}))
 
     def test_selector_without_a_target_gets_503(self):
         """http T075"""
