@@ -69,11 +69,12 @@ def redirect(location: str, status: int, method: bytes) -> Response:
 @define(eq=False)
 class AdminRequest:
     """One admin request. `variables` are the route's path variables, percent-decoded; `access` is what its key allows,
-    once that was checked."""
+    once that was checked. `keyless`: no client needs a key."""
 
     request: Request
     variables: Mapping[str, str] = field(factory=dict)
     access: KeyAccess = OPEN
+    keyless: bool = False
     _query: dict[str, list[str]] | None = None
 
     @property
@@ -150,6 +151,11 @@ class AdminRequest:
         raw = self.request.requestHeaders.getRawHeaders
         forwarding = [(name, value) for name in PROXY_HEADERS for value in raw(name, ())]
         return from_this_machine(forwarding, address_host(self.request.getClientAddress()))
+
+    @property
+    def may_run_commands(self) -> bool:
+        """Whether the client may decide which commands the server runs: without keys only from this machine."""
+        return not self.keyless or self.from_this_machine
 
     @property
     def accept(self) -> str:

@@ -145,7 +145,8 @@ class Admin:
                 call.key_name = call.access.name
                 if route.scope != "any":
                     call.access.require(route.scope)
-            if route.runs_commands and not self._keys.required and not call.from_this_machine:
+            call.keyless = not self._keys.required
+            if route.runs_commands and not call.may_run_commands:
                 raise HttpError(
                     403,
                     "the configuration decides which commands run, so without an API key it can be changed only from "

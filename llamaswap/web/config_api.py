@@ -100,7 +100,7 @@ class ConfigEndpoints:
         current = self._text()
         text = unmasked(_given(call), current, self._secrets(current))
         try:
-            found = self.file.check(text)
+            found = self.file.check(text, looks=call.may_run_commands)
         except ConfigError as error:
             return _refused(error, 200)
         return json_answer(Validation(valid=True, warnings=found.warnings, impact=found.impact))

@@ -186,11 +186,13 @@ class FakeFiles:
     answer: object = Impact([], ImpactModels([], [], []))
     kept: dict = field(factory=dict)
     authors: list = field(factory=list)
+    looked: list = field(factory=list)
 
     def read(self):
         return self.text
 
-    def check(self, text):
+    def check(self, text, *, looks=True):
+        self.looked.append(looks)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer

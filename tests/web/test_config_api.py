@@ -1,10 +1,11 @@
+from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import TestCase
 
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.events import ConfigRejected, ConfigReloaded
 from llamaswap.web.config_api import MAX_CONFIG_BYTES
 from llamaswap.web.configfile import Impact, ImpactModels, ProblemDocument
-from tests.web.doubles import FakeFiles, World, example_router, with_keys
+from tests.web.doubles import LOOPBACK, FakeFiles, World, example_router, with_keys
 
 TEXT = "apiKeys: [k-secret]\npeers:\n  a: {proxy: x}\n  b:\n    apiKey: one-1\n  c:\n    apiKey: two-2\n"
 KEY = [("x-api-key", "k-secret")]
@@ -46,6 +47,16 @@ class CheckTests(TestCase):
         [problem] = world.ask("/api/config/validate", "POST", body=b"x").json["errors"]
         self.assertEqual((problem["path"], problem["line"], problem["message"]), ("models.x.cmd", 3, "no"))
         self.assertEqual(world.ask("/api/config/validate", "POST", body=b"\xff").status, 400)
+
+    def test_client_that_may_not_edit_learns_of_no_file_whether_it_exists(self):
+        """Without keys a client on another machine gets 403 for an edit, but could ask about any path."""
+        world = World(files=FakeFiles(editable=True))
+        elsewhere = IPv4Address("TCP", "192.0.2.7", 50000)
+        for peer in (elsewhere, LOOPBACK):
+            world.ask("/api/config/validate", "POST", body=b"models: {}", peer=peer)
+        with_key = World(example_router(with_keys("k-secret")), files=world.files)
+        with_key.ask("/api/config/validate", "POST", KEY, b"models: {}", peer=elsewhere)
+        self.assertEqual(world.files.looked, [False, True, True])
 
     def test_text_beyond_the_limit_is_refused_with_the_limit(self):
         answer = World().ask("/api/config/validate", "POST", body=b"#" * (MAX_CONFIG_BYTES + 1))
