@@ -170,10 +170,10 @@ class JobDirectory:
             kind == "files" for owner, jobs in self._jobs.items() if owner != access.name for kind, _ in jobs
         )
 
-    async def require_own_files(self, access: KeyAccess, text: bytes | None, run: RunBlocking) -> None:
-        """Raise HttpError(404) if a JSON body names a file of another key. None: the body is no JSON object."""
-        if text is None or b"\0" in text:  # a NUL: some servers read UTF-16, in which no name would be found here
-            raise BadRequest("the body must be a JSON object in UTF-8")
+    async def require_own_files(self, access: KeyAccess, text: bytes, run: RunBlocking) -> None:
+        """Raise HttpError(404) if a JSON body names a file of another key."""
+        if b"\0" in text:  # some servers read UTF-16, in which no name would be found here
+            raise BadRequest("the body must be JSON in UTF-8")
         work = partial(self._hidden_file, access.name, text)
         identity = work() if len(text) <= LARGE else await run(work)
         if identity is not None:

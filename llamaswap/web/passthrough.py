@@ -165,7 +165,7 @@ class Passthrough:
         elif target.peer is not None and target.peer_model != target.name and _is_readable(head):
             await self._rename(request, always=False)
         elif (metered or _is_json_post(head)) and self.jobs.hides_files(facts.access):
-            await request.send_as_is(await self._content(request), self.run)
+            await request.send_as_is(await self._content(request, wants_json=True), self.run)
         elif request.metered:
             await self._capture(request)
         return request
@@ -173,15 +173,15 @@ class Passthrough:
     async def _rename(self, request: ProxyRequest, *, always: bool) -> None:
         """Name a peer's model as the peer does, if the body names it as we do; `always`: whatever the body names, so
         that it is the model of the path, which the key may use."""
-        content = await self._content(request)
+        content = await self._content(request, wants_json=False)
         if always or content.model == request.requested:
             content.rename(request.target.peer_model)
         await request.send_as_is(content, self.run)
 
-    async def _content(self, request: ProxyRequest) -> RequestContent:
+    async def _content(self, request: ProxyRequest, *, wants_json: bool) -> RequestContent:
         """The request's content, which names no file of another key."""
         exchange, access = request.exchange, request.facts.access
-        content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
+        content = await read_content(exchange.head, exchange.body, wants_json=wants_json, run=self.run)
         if exchange.head.method == b"POST" and self.jobs.hides_files(access):
             await self.jobs.require_own_files(access, content.json_text, self.run)
         request.streaming = content.streaming
@@ -228,7 +228,8 @@ def _is_readable(head: RequestHead) -> bool:
 
 
 def _is_json_post(head: RequestHead) -> bool:
-    return head.method == b"POST" and b"application/json" in (head.first(b"content-type") or b"").lower()
+    """Whether a server may read the body as JSON: also without a type, or of one such as application/scim+json."""
+    return head.method == b"POST" and b"json" in (head.first(b"content-type") or b"json").lower()
 
 
 def _redirect(exchange: Exchange, path: bytes) -> None:

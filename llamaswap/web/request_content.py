@@ -65,11 +65,9 @@ class RequestContent:
     reserved: TakenBytes | None = None
 
     @property
-    def json_text(self) -> bytes | None:
-        """The body that a server could read as JSON, as it will be sent; None if it should be JSON and is not."""
-        if self.json is not None:
-            return self.json.render()
-        return b"" if self.scan is not None else self.form
+    def json_text(self) -> bytes:
+        """The body that a server could read as JSON, as it will be sent."""
+        return self.json.render() if self.json is not None else self.form or b""
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""
@@ -125,7 +123,7 @@ def short_json(body: BodySource, query: bytes) -> RequestContent | None:
         return None
     json = JsonBody.parse(body.data)
     if json is None:
-        return RequestContent("", False, query)
+        return RequestContent("", False, query, form=body.data)
     return RequestContent(json.model, json.streaming, query, json, short=True, ttl=json.idle_time)
 
 
@@ -181,7 +179,7 @@ async def _read_text(text: bytes, query: bytes, kind: bytes, wants_json: bool, r
     if text and b"application/json" in kind:
         json = await parse_json(text, run)
         if json is None:
-            return RequestContent("", False, query)
+            return RequestContent("", False, query, form=text)
         return RequestContent(json.model, json.streaming, query, json=json, ttl=json.idle_time)
     if wants_json and _OPENS_OBJECT.match(text):
         json = await parse_json(text, run)

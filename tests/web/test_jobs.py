@@ -308,6 +308,44 @@ class KeyTests(JobTestCase):
         self.assertEqual(self.ask(b"POST", by_query, '{"file_id":"file-1"}'.encode("utf-16"), kind), 400)
         self.assertEqual(self.ask(b"POST", by_query, '{"file_id":"file-1"}'.encode("utf-16-le"), kind), 400)
 
+    def test_a_file_of_another_key_is_not_reached_in_a_body_that_only_some_servers_read(self):
+        self.use("anna")
+        self.create("file-1", "processed", b"/v1/files")
+        self.use("bert")
+        chat, other, kind = b"/v1/chat/completions?model=alpha", b"/upstream/alpha/v1/answers", b"application/json"
+        for path, body, *kinds in (
+            (chat, b'{"FILE_ID":"file-1"}', kind),  # read by a server in Go, as the next two
+            (chat, b'{"F\\u0049le_\\u0049d":"file-1"}', kind),
+            (chat, '{"file_idſ":["file-1"]}'.encode(), kind),
+            (other, b'{"file_id":"file-1"}', b"application/vnd.api+json"),
+            (other, b'{"file_id":"file-1"}'),
+            (other, b'[{"file_id":"file-1"}]', kind),
+        ):
+            headers = [(b"Content-Type", value) for value in kinds]
+            self.assertEqual(self.ask(b"POST", path, body, *headers), 404, (path, body, kinds))
+
+    def test_a_body_that_names_very_many_files_is_refused_before_all_are_looked_for(self):
+        """Half a second for one of a megabyte, in which no other request went on."""
+        self.use("anna")
+        self.create("file-1", "processed", b"/v1/files")
+        self.use("bert")
+        kind = (b"Content-Type", b"application/json")
+        for many in (b'"file_ids":[' + b"1," * 10_000 + b"1]", b",".join([b'"file_id":""'] * 10_000)):
+            asked = self.ask(b"POST", b"/v1/chat/completions", b'{"model":"alpha",%b}' % many, kind)
+            self.assertEqual(asked, 400)
+
+    def test_bodies_that_name_no_file_are_sent_as_they_are_while_another_key_has_files(self):
+        self.use("anna")
+        self.create("file-1", "processed", b"/v1/files")
+        self.use("bert")
+        large = b'{"messages":[{"content":"' + b"x" * (2 << 20) + b'"}]}'
+        for path, body, kind in (
+            (b"/upstream/alpha/lora-adapters", b'[{"id":0,"scale":0.5}]', b"application/json"),
+            (b"/upstream/alpha/v1/chat/completions", large, b"application/x-www-form-urlencoded"),  # of curl -d
+        ):
+            found = self.ask(b"POST", path, body, (b"Content-Type", kind))
+            self.assertEqual((found.upstream.name, found.sent), ("alpha", body), path)
+
     def test_a_chat_names_own_files_and_those_that_no_other_key_has_made(self):
         self.use("anna")
         self.create("file-1", "processed", b"/v1/files")
