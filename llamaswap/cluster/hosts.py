@@ -38,6 +38,7 @@ from llamaswap.servers.server_request import ServerRequest
 
 LIST_INTERVAL = 1.0  # seconds between two lists of Ray's nodes
 REACH_LIMIT = 0.9  # seconds for a connection to a host whose node is dead; below LIST_INTERVAL
+STALL = 1.0  # seconds by which a time limit that is noticed late says that this program stood still
 RETRY_DELAY = 0.5  # seconds between two attempts to reach an agent
 FAILED_FOR = 30.0  # seconds for which a model is not tried again on a host that could not start it
 MAX_HOSTS = 1000
@@ -224,7 +225,7 @@ class HostManager:
         path += f"&host={quote(host.name, safe='')}"
         limit = max(0.5, unseen - (now - host.seen)) if host.online and host.seen is not None else min(5.0, unseen)
         host.asking = asking = self.ask(host.endpoint, path, limit, {})
-        asking.addCallbacks(self._answered, self._silent, callbackArgs=(host,), errbackArgs=(host,))
+        asking.addCallbacks(self._answered, self._silent, callbackArgs=(host,), errbackArgs=(host, now + limit))
         asking.addErrback(self._broken, host)
 
     def _again(self, host: KnownHost, delay: float) -> None:
@@ -292,12 +293,14 @@ class HostManager:
                 log.error("another llamaswap, started later, uses {host}; stop one of the two", host=host.name)
         self._offline(host, reason)
 
-    def _silent(self, failure: Failure, host: KnownHost) -> None:
-        """An agent did not answer: if it was cut off it is asked at once, to see whether it is still there."""
+    def _silent(self, failure: Failure, host: KnownHost, due: float) -> None:
+        """An agent did not answer by `due`: if it was cut off it is asked at once, to see whether it is there."""
         host.asking = None
         if self._closed or self.hosts.get(host.name) is not host:
             return
         now = self.clock.seconds()
+        if host.online and now > due + STALL:
+            host.seen = now  # its answer may wait to be read: it has `unseen` again
         lost = host.online and failure.check(ConnectError) and not failure.check(ConnectionRefusedError)
         late = host.seen is None or now - host.seen >= self.settings().unseen - 0.01
         if host.online and (failure.check(ConnectionRefusedError) or late):

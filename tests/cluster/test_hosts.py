@@ -154,6 +154,17 @@ class HostManagerTests(SynchronousTestCase):
         world.answer()
         self.assertTrue(world.online())
 
+    def test_hosts_have_not_vanished_when_this_program_stood_still(self) -> None:
+        """A front that was suspended loaded the models of its hosts a second time, and cut their streams."""
+        world = self.scene().joined()
+        world.clock.advance(0.1)
+        world.clock.advance(60.0)
+        self.assertTrue(world.online())
+        world.clock.pump([0.1] * 39)
+        self.assertTrue(world.online())
+        world.clock.pump([0.1] * 10)
+        self.assertFalse(world.online())
+
     def test_host_whose_node_is_dead_is_offline_although_it_is_only_silent(self) -> None:
         for refused in (False, True):
             world = self.scene().joined()
