@@ -43,7 +43,7 @@ class ResponseLimit(SinkWrapper):
         exchange = request.exchange
         limit = cls(exchange.sink, request, tokens, seconds)
         if exchange.sink.started:  # by a loading stream: the head of the response does not come
-            limit._stream = StreamEnd(request.path)
+            limit._stream = StreamEnd(request.path, tokens)
         exchange.sink, exchange.translated = limit, True
         if seconds:
             limit._timer = clock.callLater(seconds, limit._reach, f"maxDuration ({seconds:g}s)")
@@ -60,9 +60,9 @@ class ResponseLimit(SinkWrapper):
         """End the stream cleanly, after `cancel`; False if the response is none."""
         if self._stream is None or not self._stream.clean:
             return False
-        last = self._stream.end()
-        self._request.response_data(last)
-        self.sink.write(last)
+        if last := self._stream.end():
+            self._request.response_data(last)
+            self.sink.write(last)
         self.sink.finish()
         return True
 
@@ -78,7 +78,7 @@ class ResponseLimit(SinkWrapper):
         ollama = self._request.ollama
         path = self._request.path if ollama is None else ollama.request.target
         if status == 200 and headers.event_stream and not headers.content_encoding and generates_text(path):
-            self._stream = StreamEnd(path)
+            self._stream = StreamEnd(path, self._tokens)
             kept = [item for item in headers.items if item[0].lower() != b"content-length"]  # it may end earlier
             self.sink.head(status, reason, ResponseHeaders.of(kept), raw=raw)
             self.write(data)
@@ -94,7 +94,7 @@ class ResponseLimit(SinkWrapper):
             data = stream.feed(data)
         if data:
             self.sink.write(data)
-        if stream is not None and self._tokens and stream.tokens > self._tokens:
+        if stream is not None and stream.full:
             self._reach(f"maxTokens ({self._tokens})")
 
     def upgrade(self, status_line_and_head: bytes) -> Transport:

@@ -16,51 +16,72 @@ from llamaswap.wire.sse import DONE, event
 
 # Bytes of an incomplete line. A longer one passes in parts, and then the stream cannot be ended cleanly.
 LINE_LIMIT = 1 << 20
-# Members of events that have text of the model.
-_CONTENT = (b'"content"', b'"text"', b'"delta"', b'"reasoning')
+# Members of a choice, of its delta, or of a delta of Anthropic's, that have text of the model.
+_TEXT = ("content", "text", "reasoning_content", "reasoning", "thinking", "partial_json", "tool_calls")
+# Types of the last events of a message and of a response.
+_LAST = ("message_stop", "response.completed", "response.incomplete", "response.failed")
 
 
 @define(eq=False)
 class StreamEnd:
     """Follows the events of one stream to a client of `path`. `tokens` counts those with text, which have one or more
-    tokens each."""
+    tokens each; at most `limit` of them pass (0: all), and `full` says that another one came."""
 
     path: str
+    limit: int = 0
     tokens: int = field(default=0, init=False)
     clean: bool = field(default=True, init=False)
+    full: bool = field(default=False, init=False)
+    _over: bool = field(default=False, init=False)
     _rest: bytes = field(default=b"", init=False)
     _first: bytes = field(default=b"", init=False)
     _last: bytes = field(default=b"", init=False)
     _line_passed: bytes = field(default=b"", init=False)
 
     def feed(self, data: bytes) -> bytes:
-        """The whole lines among the bytes that came so far."""
+        """The whole lines among the bytes that came so far, up to the event that is too many. The line with an event's
+        name waits for the next one, because clients read an event without data as a broken one."""
         data = self._rest + data
-        end = data.rfind(b"\n") + 1
-        passed, self._rest = data[:end], data[end:]
-        for line in passed.split(b"\n")[:-1]:
-            self._line_passed = line.rstrip(b"\r")
-            if line.startswith(b"data:"):
-                self._data(line[5:])
+        at = passed = 0
+        while not self.full and (end := data.find(b"\n", at) + 1):
+            line, at = data[at:end].rstrip(b"\r\n"), end
+            if line.startswith(b"event:"):
+                continue
+            if line.startswith(b"data:") and self._is_too_many(line[5:]):
+                break
+            self._line_passed, passed = line, end
+        self._rest = b"" if self.full else data[passed:]
         if len(self._rest) > LINE_LIMIT:
-            passed, self._rest, self.clean = data, b"", False
-        return passed
+            passed, self._rest, self.clean = len(data), b"", False
+        return data[:passed]
 
     def rest(self) -> bytes:
         """The incomplete line at the end of a stream that is complete."""
         rest, self._rest = self._rest, b""
         return rest
 
-    def _data(self, text: bytes) -> None:
-        if b'"type":"ping"' in text or b'"type": "ping"' in text or text.strip() == b"[DONE]":
-            return
+    def _is_too_many(self, text: bytes) -> bool:
+        """Whether the event has text beyond the limit. Another one is counted and kept."""
+        if text.strip() == b"[DONE]":
+            self._over = True
+            return False
+        document = _parsed(text)
+        if document.get("type") == "ping":
+            return False
+        if _has_text(document):
+            self.full = 0 < self.limit <= self.tokens
+            if self.full:
+                return True
+            self.tokens += 1
+        self._over = document.get("type") in _LAST or document.get("stop") is True
         self._first = self._first or text
         self._last = text
-        if any(member in text for member in _CONTENT):
-            self.tokens += 1
+        return False
 
     def end(self) -> bytes:
-        """The events that end the stream now."""
+        """The events that end the stream now; none if it has its last one."""
+        if self._over:
+            return b""
         lead = b"\n" if self._line_passed else b""
         first, last = _parsed(self._first), _parsed(self._last)
         if speaks_anthropic(self.path):
@@ -100,6 +121,20 @@ def _incomplete_response(first: Mapping[str, object], last: Mapping[str, object]
         "response": response,
     }
     return event(encode(document), "response.incomplete")
+
+
+def _has_text(document: Mapping[str, object]) -> bool:
+    choices = document.get("choices")
+    if isinstance(choices, list):
+        return any(_part_has_text(choice.get("delta", choice)) for choice in choices if isinstance(choice, dict))
+    # Events of messages and of responses have a type. Those of the latter repeat the text when it is complete.
+    return _part_has_text(document.get("delta") if "type" in document else document)
+
+
+def _part_has_text(part: object) -> bool:
+    if isinstance(part, dict):
+        return any(part.get(name) for name in _TEXT)
+    return isinstance(part, str) and part != ""
 
 
 def _parsed(text: bytes) -> dict[str, object]:

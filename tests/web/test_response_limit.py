@@ -77,6 +77,12 @@ class DurationTests(LimitTestCase):
         self.assertEqual(asked.sink.body, delta("a") + b"data: [DONE]")
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
+    def test_a_stream_that_had_its_last_event_gets_no_second_one(self):
+        asked = self.ask("brief", stream=True)
+        self.forwarding.begin(delta("a"), b"data: [DONE]\n\n", kind=STREAM, raw=False)
+        self.stage.clock.advance(60)
+        self.assertEqual((asked.sink.body, asked.sink.ending), (delta("a") + b"data: [DONE]\n\n", "finished"))
+
     def test_a_websocket_of_a_servers_own_page_opens_and_is_not_bounded(self):
         asked = self.stage.upstream(b"GET", b"/upstream/brief/ws", b"", *WEBSOCKET)
         asked.exchange.sink.upgrade(b"HTTP/1.1 101 Switching Protocols")
@@ -134,6 +140,21 @@ class TokenTests(LimitTestCase):
         self.forwarding.begin(kind=STREAM, raw=False)
         for text in "abcd":
             self.forwarding.more(delta(text), raw=False)
-        self.assertEqual(self.reasons(asked), [None] * 4 + ["length"])
+        self.assertEqual(self.reasons(asked), [None] * 3 + ["length"])
         self.assertTrue(self.forwarding.stopped)
+        self.assertEqual(asked.sink.ending, "finished")
+
+    def test_a_stream_that_comes_whole_and_is_too_long_has_one_end(self):
+        asked = self.ask("short", stream=True)
+        self.forwarding.begin(b"".join(map(delta, "abcd")) + b"data: [DONE]\n\n", kind=STREAM, raw=False)
+        self.assertEqual(self.reasons(asked), [None] * 3 + ["length"])
+        self.assertEqual(asked.sink.body.count(b"[DONE]"), 1)
+
+    def test_a_stream_of_just_so_many_tokens_keeps_the_servers_own_end(self):
+        asked = self.ask("short", stream=True)
+        last = delta("").replace(b'"index": 0', b'"index": 0, "finish_reason": "stop"')
+        sent = [delta(""), *map(delta, "abc"), last, b"data: [DONE]\n\n"]
+        self.forwarding.begin(*sent, kind=STREAM, raw=False)
+        self.forwarding.end()
+        self.assertEqual(asked.sink.body, b"".join(sent))
         self.assertEqual(asked.sink.ending, "finished")

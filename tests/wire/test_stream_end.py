@@ -83,3 +83,47 @@ class StreamEndTests(SynchronousTestCase):
     def test_the_rest_of_a_complete_stream_is_not_lost(self):
         stream = StreamEnd("/v1/chat/completions")
         self.assertEqual(stream.feed(b"data: [DONE]") + stream.rest(), b"data: [DONE]")
+
+    def test_a_server_that_keeps_to_the_limit_ends_the_stream_itself(self):
+        role = {"index": 0, "delta": {"role": "assistant", "content": None}}
+        last = {"index": 0, "delta": {}, "finish_reason": "length"}
+        chat = b"".join(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in (role, last))
+        chat = chat.replace(b"\n\ndata", b"\n\n" + chunk("a") + chunk("b") + b"data", 1) + b"data: [DONE]\n\n"
+        message = (
+            named("message_start", message={"content": []})
+            + named("content_block_start", index=0, content_block={"type": "text", "text": ""})
+            + named("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "a"})
+            + named("content_block_delta", index=0, delta={"type": "signature_delta", "signature": "x"})
+            + named("content_block_delta", index=0, delta={"type": "text_delta", "text": "a"})
+            + named("content_block_stop", index=0)
+            + named("message_delta", delta={"stop_reason": "max_tokens"}, usage={"output_tokens": 2})
+            + named("message_stop")
+        )
+        whole = {"id": "r1", "output": [{"content": [{"type": "output_text", "text": "ab"}]}]}
+        response = (
+            named("response.created", response={"id": "r1"})
+            + named("response.content_part.added", part={"type": "output_text", "text": ""})
+            + named("response.output_text.delta", delta="a")
+            + named("response.output_text.delta", delta="b")
+            + named("response.output_text.done", text="ab")
+            + named("response.completed", response=whole)
+        )
+        paths = {"/v1/chat/completions": chat, "/v1/messages": message, "/v1/responses": response}
+        for path, sent in paths.items():
+            stream = StreamEnd(path, 2)
+            self.assertEqual((stream.feed(sent), stream.full, stream.tokens, stream.end()), (sent, False, 2, b""))
+
+    def test_text_beyond_the_limit_does_not_pass_and_the_stream_has_one_end(self):
+        stream = StreamEnd("/v1/messages", 1)
+        text = named("content_block_delta", index=0, delta={"type": "text_delta", "text": "a"})
+        passed = stream.feed(text * 2 + named("message_stop"))
+        self.assertEqual((passed, stream.full), (text, True))
+        kinds = [event["type"] for event in events(stream.end())]
+        self.assertEqual(kinds, ["content_block_stop", "message_delta", "message_stop"])
+
+    def test_no_name_of_an_event_passes_without_its_data(self):
+        for cut in range(len(named("content_block_delta"))):
+            stream = StreamEnd("/v1/messages")
+            passed = stream.feed(named("message_start") + named("content_block_delta")[:cut]) + stream.end()
+            blocks = [block for block in passed.split(b"\n\n") if block]
+            self.assertEqual([block for block in blocks if b"data: " not in block], [])
