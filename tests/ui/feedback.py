@@ -218,6 +218,7 @@ class MockFeedback(harness.MockCase):
         page.keyboard.press("Control+s")
         page.locator("dialog .diff", has_text="# mine").wait_for()
         page.get_by_role("button", name="Back").click()
+        self.gone(page.locator("dialog"))  # until then the editor behind it takes no focus
         page.locator(".cm-content").focus()
         page.keyboard.insert_text("bad: 1\n")
         page.get_by_role("button", name="Review and save").click()
