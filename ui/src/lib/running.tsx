@@ -147,7 +147,6 @@ export function Queue({ model }: { model?: string }) {
           <span class="chip s-draining">#{known(entry.queue_pos) ? entry.queue_pos : index + 1}</span>
           <a href={href("model", { id: entry.model })} class="strong" data-open>{entry.model}</a>
           <span class="num"><Elapsed entry={entry} /></span>
-          {(entry.metadata?.fifo_priority ?? "0") !== "0" && <span class="tag">priority {entry.metadata?.fifo_priority}</span>}
           <span class="grow muted">{reasonFor(entry)}</span>
           <IconButton
             icon="close"

@@ -357,11 +357,6 @@ export interface Impact {
   remove: string[];
 }
 
-export interface StreamEvent {
-  type: string;
-  data: unknown;
-}
-
 export interface KeyInfo {
   name: string;
   scopes: string[];

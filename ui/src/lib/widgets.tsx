@@ -2,7 +2,6 @@
 import { signal, useSignal } from "@preact/signals";
 import type { ComponentChildren, ComponentProps } from "preact";
 import { useEffect, useErrorBoundary, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { ApiError } from "./api";
 import { DASH, plainError, shortFailure } from "./format";
 import { Icon } from "./icons";
 import { reopened } from "./link";
@@ -424,8 +423,6 @@ export function Problem({ text, retry, retryLabel = "Retry" }: { text: string; r
     </div>
   );
 }
-
-export const isStatus = (error: unknown, status: number): boolean => error instanceof ApiError && error.status === status;
 
 /** One page's fault must not take the shell along. */
 export function Guard({ children }: { children: ComponentChildren }) {

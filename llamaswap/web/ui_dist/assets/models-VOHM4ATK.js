@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-N5AS6XFR.js";import"./chunk-HTP7NZEW.js";import"./chunk-FZJAMZ27.js";import"./chunk-EPRMGJVR.js";import"./chunk-UZ5JUC7P.js";import"./chunk-MVL573OD.js";import"./chunk-SY64DK3O.js";import"./chunk-WOYQU2ZE.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-GYBJURY2.js";import"./chunk-LNGPCLKH.js";import"./chunk-FGQV4GRN.js";import"./chunk-HTP7NZEW.js";import"./chunk-FZJAMZ27.js";import"./chunk-SSAR27EO.js";import"./chunk-SY64DK3O.js";import"./chunk-WOYQU2ZE.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
