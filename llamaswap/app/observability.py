@@ -20,7 +20,7 @@ from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.hardware import Hardware
 from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.inflight import InflightRequests
-from llamaswap.observe.key_usage import BUCKETS, KeyUsage
+from llamaswap.observe.key_usage import BUCKETS, MINUTE, KeyUsage
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.machine import MachineMonitor
 from llamaswap.observe.metrics import Metrics
@@ -93,8 +93,8 @@ class ObservabilityParts:
         if new:
             windows = {name: meter.spent.window for name in new if (meter := self.key_usage.meter(name)) is not None}
             now = time.time()
-            self.activity.ask(lambda table: past_use(table, set(windows.values()), now)).addCallbacks(
-                lambda found: remember_use(self.key_usage, found, windows),
+            self.activity.ask(lambda table: past_use(table, {*windows.values(), MINUTE}, now)).addCallbacks(
+                lambda found: remember_use(self.key_usage, found, windows, new),
                 lambda failure: log.failure("reading what the API keys have used failed", failure=failure),
             )
 
@@ -114,20 +114,22 @@ class ObservabilityParts:
         await self.machine.stop()
 
 
-PastUse = Mapping[float, Sequence[tuple[str, float, int]]]
+PastUse = Mapping[float, Sequence[tuple[str, float, int, int]]]
 
 
 def past_use(table: ActivityStore, windows: Collection[float], now: float) -> PastUse:
     """What the keys have used, by the length of the window for which that is asked."""
-    return {window: table.tokens_by_key(now - window, window / BUCKETS) for window in windows}
+    return {window: table.use_by_key(now - window, window / BUCKETS) for window in windows}
 
 
-def remember_use(usage: KeyUsage, found: PastUse, windows: Mapping[str, float]) -> None:
-    """Count what the keys in `windows` have used before."""
+def remember_use(usage: KeyUsage, found: PastUse, windows: Mapping[str, float], whole: Mapping[str, bool]) -> None:
+    """Count what the keys in `windows` have used before, and what those that are `whole` have in the last minute."""
     for window, rows in found.items():
-        for name, at, tokens in rows:
+        for name, at, tokens, requests in rows:
             if windows.get(name) == window:
                 usage.remember(name, at, tokens)
+            if window == MINUTE and whole.get(name):
+                usage.remember_minute(name, at, tokens, requests)
 
 
 def capture_files(context: ServiceContext, config: Config, *, early: bool) -> CaptureFiles | None:

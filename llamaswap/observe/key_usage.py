@@ -92,29 +92,24 @@ class KeyMeter:
     running: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
     requests: SlidingSum = field(factory=lambda: SlidingSum(MINUTE), init=False)
-    tokens: SlidingSum = field(init=False)
+    tokens: SlidingSum = field(factory=lambda: SlidingSum(MINUTE), init=False)
     spent: SlidingSum = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.forget_tokens()
+        self.forget_spent()
 
-    def forget_tokens(self) -> None:
-        """Count the tokens from 0, in the key's window; requests in progress stay counted."""
-        self.tokens, self.spent = SlidingSum(MINUTE), SlidingSum(self.key.budget.window)
-
-    def count(self, now: float, tokens: int, at: float | None = None) -> None:
-        """Count tokens, at an earlier time if `at` says so."""
-        self.tokens.add(now, tokens, at)
-        self.spent.add(now, tokens, at)
+    def forget_spent(self) -> None:
+        """Count what is spent from 0, in the key's window."""
+        self.spent = SlidingSum(self.key.budget.window)
 
     def refusal(self, now: float, estimate: int) -> KeyLimitReached | None:
         """Why a request of about so many tokens is refused now, None if it is not."""
         key = self.key
         if key.max_parallel and self.running >= key.max_parallel:
-            return self._reached(f"{key.max_parallel} requests at the same time", 1.0, now)
+            return self._reached(f"{_requests(key.max_parallel)} at the same time", 1.0, now)
         if key.rpm and self.requests.sum(now) >= key.rpm:
             wait = self.requests.seconds_until(now, key.rpm - 1)
-            return self._reached(f"{key.rpm} requests in a minute", wait, now)
+            return self._reached(f"{_requests(key.rpm)} in a minute", wait, now)
         for limit, counter, words in (
             (key.tpm, self.tokens, f"{key.tpm} tokens in a minute"),
             (key.budget.tokens, self.spent, f"{key.budget.tokens} tokens in {_in_words(key.budget.window)}"),
@@ -146,6 +141,10 @@ def _headers(what: bytes, limit: int, counter: SlidingSum, now: float) -> Iterab
     yield b"x-ratelimit-limit-" + what, b"%d" % limit
     yield b"x-ratelimit-remaining-" + what, b"%d" % max(0, limit - counter.sum(now))
     yield b"x-ratelimit-reset-" + what, b"%ds" % math.ceil(counter.seconds_until(now, 0))
+
+
+def _requests(count: int) -> str:
+    return f"{count} request{'s' if count > 1 else ''}"
 
 
 def _in_words(seconds: float) -> str:
@@ -207,9 +206,10 @@ class CountedRequest:
             worked = self._status < 400 if self._status else self._granted
             tokens = self.reserved + self._written if worked else 0
         now = self._wall()
-        if self._spent is self._meter.spent:
-            self._meter.count(now, -self.reserved, self.began)
-        self._meter.count(now, tokens)
+        for counter in (self._meter.tokens, self._meter.spent):
+            if counter is not self._meter.spent or counter is self._spent:
+                counter.add(now, -self.reserved, self.began)
+            counter.add(now, tokens)
 
 
 @define(eq=False)
@@ -219,32 +219,41 @@ class KeyUsage:
     wall: Callable[[], float]
     _meters: dict[str, KeyMeter] = field(factory=dict, init=False)
 
-    def retune(self, keys: Sequence[ApiKey]) -> list[str]:
-        """Use these keys; returns the names of those whose past use is not known yet. A key whose limits change keeps
-        its counters."""
+    def retune(self, keys: Sequence[ApiKey]) -> dict[str, bool]:
+        """Use these keys; returns the names of those whose past use is not known yet, each with whether that of
+        the last minute is not known either. A key whose limits change keeps its counters."""
         named = {key.name: key for key in keys if key.name}
         if named:
             named[""] = UNNAMED
-        new: list[str] = []
+        new: dict[str, bool] = {}
         for name, key in named.items():
             meter = self._meters.get(name)
             if meter is None:
                 meter = self._meters[name] = KeyMeter(key)
-                new.append(name)
+                new[name] = True
             meter.key = key
             if meter.spent.window != key.budget.window:
-                meter.forget_tokens()
-                new.append(name)
+                meter.forget_spent()
+                new[name] = False
         for name in self._meters.keys() - named.keys():
             del self._meters[name]
         return new
 
     def remember(self, name: str, at: float, tokens: int) -> None:
-        """Count what a key used before the start."""
+        """Count what a key used in its window before the start."""
         meter = self._meters.get(name)
         if meter is not None:
             now = self.wall()
-            meter.count(now, tokens, min(now, at))
+            meter.spent.add(now, tokens, min(now, at))
+
+    def remember_minute(self, name: str, at: float, tokens: int, requests: int) -> None:
+        """Count what a key used in the last minute before the start. It is told apart from the use in the window, whose
+        times are too coarse for a minute."""
+        meter = self._meters.get(name)
+        if meter is not None:
+            now = self.wall()
+            meter.tokens.add(now, tokens, min(now, at))
+            meter.requests.add(now, requests, min(now, at))
 
     def meter(self, name: str) -> KeyMeter | None:
         """The counters of a key, None if it has none."""
@@ -263,7 +272,8 @@ class KeyUsage:
         if counted.refusal is None:
             meter.running += 1
             meter.requests.add(now, 1)
-            meter.count(now, estimate)
+            meter.tokens.add(now, estimate)
+            meter.spent.add(now, estimate)
         counted.headers = tuple(meter.headers(now))
         request.charge = counted
         return counted

@@ -369,12 +369,11 @@ class ActivityStore:
 
     def usage(self, wanted: ActivityFilter, by: Sequence[str], limit: int = MAX_GROUPS) -> list[Document]:
         """Sums over the rows for each combination of `by` (of `USAGE_GROUPS`), at most `limit`, largest first."""
-        connection = self._with_queued()
         clause, values = wanted.where()
         columns = [f"{USAGE_GROUPS[name]} AS g_{name}" for name in by]
         places = ", ".join(str(place) for place in range(1, len(by) + 1))
         names = (*by, "requests", "errors", "input_tokens", "output_tokens", "cache_tokens", "duration_ms")
-        found = connection.execute(
+        found = self._with_queued().execute(
             f"SELECT {', '.join([*columns, 'COUNT(*)'])}, COALESCE(SUM(error_msg <> ''), 0), "
             "COALESCE(SUM(MAX(input_tokens, 0)), 0), COALESCE(SUM(MAX(output_tokens, 0)), 0), "
             "COALESCE(SUM(MAX(cache_tokens, 0)), 0), COALESCE(SUM(duration_ms), 0) "
@@ -384,14 +383,15 @@ class ActivityStore:
         )
         return [dict(zip(names, record, strict=True)) for record in found]
 
-    def tokens_by_key(self, since: float, width: float) -> list[tuple[str, float, int]]:
-        """The tokens of each key in each span of `width` seconds: (key, the span's end, tokens)."""
+    def use_by_key(self, since: float, width: float) -> list[tuple[str, float, int, int]]:
+        """What each key used in spans of `width` seconds: (key, the span's end, tokens, requests without 429)."""
         found = self._with_queued().execute(
             "SELECT COALESCE(key_name, ''), CAST(ts_created / ? AS INTEGER) AS span, "
-            f"SUM(MAX(input_tokens, 0) + MAX(output_tokens, 0)) {_SOURCE} WHERE ts_created >= ? GROUP BY 1, 2",
+            "SUM(MAX(input_tokens, 0) + MAX(output_tokens, 0)), SUM(resp_status_code != 429) "
+            f"{_SOURCE} WHERE ts_created >= ? GROUP BY 1, 2",
             (width, since),
         )
-        return [(key, (span + 1) * width, tokens) for key, span, tokens in found]
+        return [(key, (span + 1) * width, tokens, requests) for key, span, tokens, requests in found]
 
     def close(self) -> None:
         """Close the file. Idempotent."""

@@ -89,9 +89,10 @@ class HouseholdTests(SynchronousTestCase):
 
             def remembered():
                 found = json.loads(product.ask("/api/keys", headers=headers)[2])["keys"]
-                return {row["name"]: row["used"] for row in found}["child"] == used
+                rows = {row["name"]: row for row in found}
+                return rows["child"]["used"] == used and rows["phone"]["requests_last_minute"] > 0
 
-            wait_for(remembered, 10, "the child's use")
+            wait_for(remembered, 10, "the child's tokens and the phone's requests")
 
     def test_refused_keys_leave_no_trace(self):
         child = self.add("child", "--model", "one", "--rpm", "2")

@@ -170,9 +170,9 @@ class KeyUsageTests(SynchronousTestCase):
         self.assertEqual(self.ask("").standing, (0, 50.0))
 
     def test_a_reload_keeps_what_was_used_and_asks_for_the_past_of_new_keys(self):
-        self.assertEqual(self.usage.retune([CHILD]), ["child", ""])
+        self.assertEqual(self.usage.retune([CHILD]), {"child": True, "": True})
         self.served(500)
-        self.assertEqual(self.usage.retune([evolve(CHILD, rpm=1), ApiKey(Secret("b"), "new")]), ["new"])
+        self.assertEqual(self.usage.retune([evolve(CHILD, rpm=1), ApiKey(Secret("b"), "new")]), {"new": True})
         self.assertEqual(self.used(), 500)
         self.usage.remember("new", self.now - 3600, 70)
         self.usage.remember("new", self.now - 90_000, 999)
@@ -185,12 +185,28 @@ class KeyUsageTests(SynchronousTestCase):
         day, week = Budget(1000, 86_400.0), Budget(1000, 604_800.0)
         self.limit(max_parallel=1, rpm=9, budget=day)
         counted = self.ask()
-        self.usage.retune([evolve(CHILD, max_parallel=1, rpm=9, budget=week)])
-        self.assertIn("1 requests at the same time", str(self.ask().refusal))
+        self.assertEqual(self.usage.retune([evolve(CHILD, max_parallel=1, rpm=9, budget=week)]), {"child": False})
+        self.assertIn("limit of 1 request at the same time", str(self.ask().refusal))
         self.usage.remember("child", self.now - 100_000, 30)
         self.assertEqual(self.used(), 30)
         counted.ended("complete", None)
         counted.settle(500)
-        self.assertEqual(self.used(), 530)
+        self.assertEqual((self.used(), self.usage.meter("child").tokens.sum(self.now)), (530, 500))
         self.assertEqual(self.usage.meter("child").requests.sum(self.now), 1)
         self.assertIsNone(self.ask().refusal)
+
+    def test_the_last_minute_before_a_restart_counts_for_the_limits_on_a_minute(self):
+        self.limit(rpm=3, tpm=1000)
+        self.usage.remember_minute("child", self.now - 20, 400, 2)
+        self.usage.remember_minute("child", self.now - 70, 400, 2)
+        self.usage.remember_minute("gone", self.now, 1, 1)
+        self.assertEqual(self.used(), 0)
+        counted = dict(self.ask().headers)
+        self.assertEqual(counted[b"x-ratelimit-remaining-requests"], b"0")
+        self.assertEqual(counted[b"x-ratelimit-remaining-tokens"], b"500")
+        self.assertIsNotNone(self.ask().refusal)
+
+    def test_use_in_a_long_window_is_not_taken_for_that_of_the_last_minute(self):
+        self.limit(tpm=1000, budget=Budget(10_000, 86_400.0))
+        self.usage.remember("child", self.now + 700, 5000)  # of a span that is not over
+        self.assertEqual((self.used(), self.ask().refusal), (5000, None))

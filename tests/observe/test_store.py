@@ -298,14 +298,15 @@ class StatsTests(SynchronousTestCase):
 
 
 class KeyTests(SynchronousTestCase):
-    def test_tokens_of_each_key_are_summed_in_spans(self):
+    def test_tokens_and_requests_of_each_key_are_summed_in_spans(self):
         store = ActivityStore()
         self.addCleanup(store.close)
         usage = Usage(input_tokens=3, output_tokens=-1)
         rows = [(1000, "a"), (1009, "a"), (1011, "a"), (1011, ""), (500, "a")]
         store.insert([ActivityRow(at, "m", "/x", "", 200, usage, 1, key=key) for at, key in rows])
-        found = sorted(store.tokens_by_key(900.0, 10.0))
-        self.assertEqual(found, [("", 1020.0, 3), ("a", 1010.0, 6), ("a", 1020.0, 3)])
+        store.insert([ActivityRow(1000, "m", "/x", "", 429, Usage(), 1, key="a")])
+        found = sorted(store.use_by_key(900.0, 10.0))
+        self.assertEqual(found, [("", 1020.0, 3, 1), ("a", 1010.0, 6, 2), ("a", 1020.0, 3, 1)])
 
     def test_file_of_an_older_version_gets_the_names_of_keys(self):
         path = self.mktemp()

@@ -57,9 +57,9 @@ CASES = (
     ("sk-Reader-c0de", 403, "scope", "reader-name has no scope infer"),
     ("sk-Child-5150", 403, "model_not_allowed", "child-name may not use beta; it may use: org*"),
     ("sk-Exhausted-91bc", 429, "insufficient_quota", "1000 tokens in one day"),
-    ("sk-Hurried-44de", 429, "rate_limit_exceeded", "1 requests in a minute"),
+    ("sk-Hurried-44de", 429, "rate_limit_exceeded", "1 request in a minute"),
     ("sk-Talker-e77a", 429, "rate_limit_exceeded", "50 tokens in a minute"),
-    ("sk-Busy-2f6d", 429, "rate_limit_exceeded", "1 requests at the same time"),
+    ("sk-Busy-2f6d", 429, "rate_limit_exceeded", "1 request at the same time"),
 )
 
 
