@@ -171,12 +171,12 @@ class OllamaModelEndpoints:
         if not self.config().ollama.enabled:
             return self.fallback
         body = call.json_object("the request's body is not a JSON object")
-        name, source = _text(body, "model", "name"), _text(body, "from", "from_")
+        name = _text(body, "model", "name")
         refused = [member for member in _NOT_CREATED if body.get(member)]
         if refused:
             takes = "create takes model, from, parameters and system"
             raise HttpError(501, f"this server cannot do that: {refused[0]}; {takes}")
-        given, system = body.get("parameters"), body.get("system") or ""
+        source, given, system = _text(body, "from", "from_"), body.get("parameters"), body.get("system") or ""
         if not isinstance(system, str) or len(system) > LONGEST_SYSTEM:
             raise HttpError(400, f"'system' must be a text of at most {LONGEST_SYSTEM} characters")
         parameters = options_of(given) if isinstance(given, dict) else {}

@@ -98,7 +98,8 @@ class OllamaSink(SinkWrapper):
     ) -> None:
         if self._exchange.gone:
             return
-        headers = ResponseHeaders.of([kind, (b"Content-Length", b"%d" % len(body))])
+        length = (b"Content-Length", b"%d" % len(body))
+        headers = ResponseHeaders.of([kind, length, *self._exchange.added_headers])
         if observer is not None:
             observer.response_head(status, headers)
             observer.response_data(body)
@@ -127,7 +128,8 @@ class OllamaSink(SinkWrapper):
             self.sink.head(status, reason, headers, raw=True, data=data)
         elif headers.event_stream and 200 <= status < 300:
             self._translating = True
-            self.sink.head(status, reason, ResponseHeaders.of([NDJSON]), raw=False)
+            kept = ResponseHeaders.of([NDJSON, *self._exchange.added_headers])
+            self.sink.head(status, reason, kept, raw=False)
             self.write(data)
         else:
             self._status, self._document = status, bytearray(data)

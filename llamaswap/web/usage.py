@@ -122,6 +122,9 @@ class UsageEndpoints:
         form = call.text("format") or "json"
         if form not in ("json", "csv"):
             raise HttpError(400, "format must be json or csv")
+        since, until = call.time("since"), call.time("until")
+        if since is not None and until is not None and since > until:
+            raise HttpError(400, "since must be before until")
         given = {"start": call.query.get("since", []), "end": call.query.get("until", [])}
         wanted = parse_filter({**{name: call.query.get(name, []) for name in ("key", "model")}, **given})
         question = self.activity.ask(lambda table: table.usage(wanted, by, MAX_GROUPS + 1))

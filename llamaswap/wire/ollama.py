@@ -25,6 +25,7 @@ INFERENCE_PATHS = frozenset((CHAT, GENERATE, EMBED, EMBEDDINGS))
 ADMIN_PATHS = frozenset(
     ("/api/tags", "/api/ps", "/api/show", "/api/pull", "/api/copy", "/api/delete", "/api/create", "/api/push")
 )
+BLOBS = "/api/blobs/"  # what the other paths of the API begin with
 DEFAULT_TAG = ":latest"
 FOREVER = 100 * 365 * 86400.0  # seconds; a longer time counts as for ever
 

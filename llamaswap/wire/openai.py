@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from html import escape
 
-from llamaswap.wire.ollama import ADMIN_PATHS, INFERENCE_PATHS
+from llamaswap.wire.ollama import ADMIN_PATHS, BLOBS, INFERENCE_PATHS
 
 SOURCE = "llama-swap"  # clients distinguish the proxy's errors from a server's by this member
 
@@ -43,7 +43,7 @@ def speaks_anthropic(path: str) -> bool:
 
 def speaks_ollama(path: str) -> bool:
     """Whether callers of this path parse Ollama's documents."""
-    return path in INFERENCE_PATHS or path in ADMIN_PATHS
+    return path in INFERENCE_PATHS or path in ADMIN_PATHS or path.startswith(BLOBS)
 
 
 def document(status: int, message: str, *, code: str | None = None, path: str = "") -> dict[str, object]:

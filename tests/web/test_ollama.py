@@ -149,4 +149,6 @@ class UnsupportedTests(TestCase):
         answer = post(World(), "/api/push", b'{"model":"alpha"}')
         self.assertEqual(answer.status, 501)
         self.assertIn("not uploaded", answer.json["error"])
-        self.assertEqual(post(World(), "/api/blobs/sha256:00", b"x").status, 501)
+        answer = post(World(), "/api/blobs/sha256:00", b"x")
+        self.assertEqual(answer.status, 501)
+        self.assertIn("uploaded files", answer.json["error"])

@@ -162,6 +162,11 @@ class CreateTests(TestCase):
         self.assertEqual(post(here, "/api/create", body).json, {"status": "success"})
         self.assertEqual(here.config().models["alpha"].filters.system_prompt_by_id, {"x": "use ${a b} and $HOME"})
 
+    def test_modelfile_without_a_source_is_not_created_either(self):
+        answer = post(world(), "/api/create", {"model": "cool", "modelfile": "FROM alpha"})
+        self.assertEqual(answer.status, 501)
+        self.assertIn("modelfile", answer.json["error"])
+
     def test_more_than_that_is_not_created(self):
         for member in ("files", "adapters", "template", "messages", "license", "quantize"):
             answer = post(world(), "/api/create", {"model": "cool", "from": "alpha", member: "x"})

@@ -68,6 +68,19 @@ class StreamTests(OllamaTestCase):
         self.assertEqual((last["done"], last["done_reason"], last["total_duration"]), (True, "stop", 2_500_000_000))
         self.assertEqual((asked.sink.ending, asked.done), ("finished", [None]))
 
+    def test_response_says_how_much_the_key_has_left(self):
+        left = (b"x-ratelimit-remaining-tokens", b"7")
+        for streams in (True, False):
+            asked = self.chat(stream=streams)
+            asked.exchange.added_headers = (left,)
+            forwarding = self.stage.forwarder.forwarded[-1]
+            if streams:
+                forwarding.begin(delta("a"), kind=STREAM, raw=False)
+            else:
+                forwarding.begin(b"{}", raw=False)
+            forwarding.end()
+            self.assertEqual((asked.sink.status, asked.sink.header(left[0])), (200, left[1]))
+
     def test_the_recorded_response_is_the_servers(self):
         """Its tokens are counted as those of every other request."""
         self.chat()

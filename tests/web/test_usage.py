@@ -31,11 +31,12 @@ class UsageTests(SynchronousTestCase):
 
     def test_keys_are_shown_by_name_with_limits_and_use_and_never_themselves(self):
         self.world.key_usage.remember("child", 1699999990.0, 1234)
+        self.world.key_usage.remember_minute("child", 1699999990.0, 34, 2)
         answer = self.ask("/api/keys")
         child, admin = answer.json["keys"]
         self.assertEqual((child["name"], child["scopes"], child["models"]), ("child", ["infer"], ["al*"]))
         self.assertEqual((child["rpm"], child["budget_tokens"], child["window_s"]), (3, 200_000, 86400))
-        self.assertEqual((child["used"], child["tokens_last_minute"], child["expires"]), (1234, 1234, ""))
+        self.assertEqual((child["used"], child["tokens_last_minute"], child["expires"]), (1234, 34, ""))
         self.assertEqual((admin["scopes"], admin["expired"]), (["admin", "infer", "read"], True))
         self.assertEqual((admin["expires"], answer.json["unnamed"]), ("2020-09-13T12:26:40Z", 1))
         for key in KEYS:
@@ -71,6 +72,12 @@ class UsageTests(SynchronousTestCase):
     def test_unknown_groups_and_formats_are_refused(self):
         for query in ("by=key,key", "by=req_path", "format=xml", "since=yesterday"):
             self.assertEqual(self.ask(f"/api/usage?{query}").status, 400, query)
+
+    def test_wrong_time_is_named_as_the_request_names_it(self):
+        for query, name in (("since=1h", "'since'"), ("until=1h", "'until'"), ("since=1h&until=1h", "'since'")):
+            self.assertIn(name, self.ask(f"/api/usage?{query}").json["error"]["message"])
+        late = self.ask("/api/usage?since=2024-01-02T00:00:00Z&until=2024-01-01T00:00:00Z")
+        self.assertEqual((late.status, late.json["error"]["message"]), (400, "since must be before until"))
 
     def test_rows_are_found_by_the_name_of_the_key(self):
         found = self.ask("/api/metrics/activity?key=child").json
