@@ -17,6 +17,7 @@ class NotEditable(Exception):
 Path = Sequence[str | int]  # the keys of mappings and the indices of lists that lead to a value
 
 _NULL = "tag:yaml.org,2002:null"
+_PROPERTIES = re.compile(r"(?:[&!]\S*\s+(?:#.*\s+)*)*")  # the anchor and the tag before a value
 
 
 def scalar(text: str) -> str:
@@ -38,27 +39,29 @@ def set_key(text: str, path: Path, value: str) -> str:
 def _set(text: str, node: Node, path: Path, value: str, indent: int | None) -> str:
     """`indent` is that of the members of `node`, if it is empty; None in braces."""
     start, end = node.start_mark.index, node.end_mark.index
+    if isinstance(node, CollectionNode):
+        start = _PROPERTIES.match(text, start).end()  # type: ignore[union-attr] # matches empty
+    column = start - text.rfind("\n", 0, start) - 1
     space = "" if end > start else " "
     if not path:
         if not isinstance(node, ScalarNode):
             raise NotEditable("there is a mapping or a list in place of a value")
-        return f"{text[:start]}{space}{value}{text[end:]}"
+        return f"{text[:start]}{space}{value}{text[start + len(text[start:end].rstrip()) :]}"
     if isinstance(node, ScalarNode) and node.tag == _NULL:
         if indent is not None and start == end:
             line_end = text.find("\n", start) % (len(text) + 1)  # also where the last line has no end
             return f"{text[:line_end]}\n{' ' * indent}{_block(path, value, indent)}{text[line_end:]}"
         return f"{text[:start]}{space}{{{_written(path, value)}}}{text[end:]}"
     if (member := _member(node, path[0])) is not None:
-        inner = None if not isinstance(node, CollectionNode) or node.flow_style else node.start_mark.column + 2
+        inner = None if not isinstance(node, CollectionNode) or node.flow_style else column + 2
         return _set(text, member[1], path[1:], value, inner)
     if not isinstance(node, MappingNode):
         raise NotEditable(f"{path[0]} needs a mapping around it")
     if node.flow_style:
         separator = ", " if node.value else ""
         return f"{text[: start + 1]}{_written(path, value)}{separator}{text[start + 1 :]}"
-    if node.start_mark.column == 0:  # at the end of the file, after all comments
+    if column == 0:  # at the end of the file, after all comments
         return f"{text.rstrip()}\n\n{_block(path, value, 0)}\n"
-    column = node.start_mark.column
     return f"{text[:start]}{_block(path, value, column)}\n{' ' * column}{text[start:]}"
 
 

@@ -48,6 +48,17 @@ class SetKeyTests(SynchronousTestCase):
             (*PATH, "mode"),
         )
 
+    def test_text_of_several_lines_is_replaced(self):
+        self.becomes("routing:\n  memory: >-\n    a\n\nmodels: {}\n", "routing:\n  memory: on\n\nmodels: {}\n")
+
+    def test_key_is_added_behind_an_anchor_and_a_tag(self):
+        self.becomes(
+            "routing: &r # &s\n  # mine\n  defaultModel: a\nx: *r\n",
+            "routing: &r # &s\n  # mine\n  memory: on\n  defaultModel: a\nx: *r\n",
+        )
+        self.becomes("routing: !!map &r {}\n", "routing: !!map &r {memory: on}\n")
+        self.becomes("--- &all\nmodels: {}\n", "--- &all\nmodels: {}\n\nrouting:\n  memory: on\n")
+
     def test_mapping_is_not_replaced_by_a_value(self):
         for text in ("routing: {memory: {hold: 1s}}", "routing: [1]", "- routing", "routing: {"):
             self.assertRaises(NotEditable, set_key, text, PATH, "on")
