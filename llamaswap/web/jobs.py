@@ -40,6 +40,7 @@ LONGEST_ID = 256  # characters
 RUNNING = frozenset(
     ("queued", "pending", "in_progress", "processing", "running", "validating", "finalizing", "cancelling")
 )
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the marks with which such a text may begin
 RESPONSES = "responses"  # a kind: a response that its server makes in the background
 JOB_PATHS = (b"/v1/videos", b"/v1/batches", b"/v1/files", b"/v1/responses/")
 _PATH = re.compile(rb"/v1/(videos|batches|files|responses)(?:/([^/]+)(/.+?)?)?/?")
@@ -172,7 +173,7 @@ class JobDirectory:
 
     async def require_own_files(self, access: KeyAccess, text: bytes, run: RunBlocking) -> None:
         """Raise HttpError(404) if a JSON body names a file of another key."""
-        if b"\0" in text:  # some servers read UTF-16, in which no name would be found here
+        if b"\0" in text[:4] or text.startswith(UTF_16):  # some servers read it, but no name would be found here
             raise BadRequest("the body must be JSON in UTF-8")
         work = partial(self._hidden_file, access.name, text)
         identity = work() if len(text) <= LARGE else await run(work)

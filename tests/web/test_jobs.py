@@ -306,7 +306,8 @@ class KeyTests(JobTestCase):
         by_query = b"/v1/chat/completions?model=alpha"
         self.assertEqual(self.ask(b"POST", by_query, b'{"file_id":"file-1"}'), 404)
         self.assertEqual(self.ask(b"POST", by_query, '{"file_id":"file-1"}'.encode("utf-16"), kind), 400)
-        self.assertEqual(self.ask(b"POST", by_query, '{"file_id":"file-1"}'.encode("utf-16-le"), kind), 400)
+        for coding in ("utf-16-le", "utf-16-be", "utf-32"):
+            self.assertEqual(self.ask(b"POST", by_query, ' {"file_id":"file-1"}'.encode(coding), kind), 400)
 
     def test_a_file_of_another_key_is_not_reached_in_a_body_that_only_some_servers_read(self):
         self.use("anna")
@@ -340,6 +341,7 @@ class KeyTests(JobTestCase):
         self.use("bert")
         large = b'{"messages":[{"content":"' + b"x" * (2 << 20) + b'"}]}'
         for path, body, kind in (
+            (b"/v1/audio/transcriptions?model=alpha", b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0", b"audio/wav"),
             (b"/upstream/alpha/lora-adapters", b'[{"id":0,"scale":0.5}]', b"application/json"),
             (b"/upstream/alpha/v1/chat/completions", large, b"application/x-www-form-urlencoded"),  # of curl -d
         ):
