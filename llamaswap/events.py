@@ -22,7 +22,7 @@ E = TypeVar("E")
 class StateChanged:
     """A model's server changed its state: stopped, starting, ready, stopping or shutdown.
 
-    `why` it stopped, if that was asked for: unload, idle, failed, crash, reload, shutdown or abandoned.
+    `why` it stops or has stopped: unload, idle, failed, crash, reload, shutdown or abandoned.
     """
 
     model: str

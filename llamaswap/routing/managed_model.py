@@ -13,6 +13,7 @@ from llamaswap.routing.leases import ProcessInstance
 from llamaswap.servers.supervisor_protocol import Supervised
 
 STOPPED_STATES = ("stopped", "shutdown")
+FAILURES = {"starting": "failed", "ready": "crash"}  # why a server ended that was not stopped, by its state before
 
 
 @define(eq=False)
@@ -52,6 +53,11 @@ class ManagedModel:
         """A digest that is equal for definitions that start the same server. It hides the environment's secrets."""
         parts = self.config.cmd, self.config.env, self.config.proxy
         return sha256(repr(parts).encode("utf-8", "replace")).hexdigest()
+
+    def end_reason(self, state: str) -> str:
+        """Why its server stops or has stopped, after this state. If it ended by itself, the scheduler hears later."""
+        self.stop_reason = self.stop_reason or FAILURES.get(state, "")
+        return self.stop_reason
 
     def mark_lost(self) -> None:
         """The present process has exited, or is about to be stopped as unusable: its leases are lost."""

@@ -362,8 +362,8 @@ class Router(HostsRouter):
                 managed.earlier_log_tail = ""
             if new != "stopped":
                 managed.suspended = False
-            if new in STOPPING_STATES:
-                reason = managed.stop_reason
+            if new == "stopped" or new in STOPPING_STATES:
+                reason = managed.end_reason(old)
         for swap in self.swaps.in_progress.values():
             swap.state_changed(model, new)
         self._bus.publish(StateChanged(model, old, new, reason))

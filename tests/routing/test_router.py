@@ -1666,6 +1666,20 @@ class OriginTests(SynchronousTestCase):
         stopping = [event.why for event in here.events(StateChanged) if event.new == "stopping"]
         self.assertEqual(stopping, ["idle", "unload"])
 
+    def test_state_change_of_a_failure_contains_that_it_is_one(self) -> None:
+        here = scene(servers={"b": {"load": 5.0}}, routing=TOGETHER).loaded("a")
+        here.router.request("b").granted.addErrback(lambda _: None)
+        here.settle()
+        here.fleet["a"].crash()
+        here.fleet["b"].crash()
+        here.settle()
+        ends = [(event.model, event.why) for event in here.events(StateChanged) if event.new == "stopped"]
+        self.assertEqual(ends, [("a", "crash"), ("b", "failed")])
+        here.loaded("a")
+        here.router.unload(["a"])
+        here.settle()
+        self.assertEqual(here.events(StateChanged)[-1].why, "unload")
+
     def test_swap_event_of_a_failed_start_contains_the_exit_status(self) -> None:
         here = scene(servers={"a": {"load": 5.0}})
         here.router.request("a").granted.addErrback(lambda _: None)
