@@ -165,7 +165,7 @@ class Passthrough:
         elif target.peer is not None and target.peer_model != target.name and _is_readable(head):
             await self._rename(request, always=False)
         elif (metered or _is_json_post(head)) and self.jobs.hides_files(facts.access):
-            await request.send_as_is(await self._content(request, wants_json=True), self.run)
+            await request.send_as_is(await self._content(request, needs_model=False), self.run)
         elif request.metered:
             await self._capture(request)
         return request
@@ -173,15 +173,17 @@ class Passthrough:
     async def _rename(self, request: ProxyRequest, *, always: bool) -> None:
         """Name a peer's model as the peer does, if the body names it as we do; `always`: whatever the body names, so
         that it is the model of the path, which the key may use."""
-        content = await self._content(request, wants_json=False)
+        content = await self._content(request, needs_model=True)
         if always or content.model == request.requested:
             content.rename(request.target.peer_model)
         await request.send_as_is(content, self.run)
 
-    async def _content(self, request: ProxyRequest, *, wants_json: bool) -> RequestContent:
+    async def _content(self, request: ProxyRequest, *, needs_model: bool) -> RequestContent:
         """The request's content, which names no file of another key."""
         exchange, access = request.exchange, request.facts.access
-        content = await read_content(exchange.head, exchange.body, wants_json=wants_json, run=self.run)
+        content = await read_content(
+            exchange.head, exchange.body, wants_json=not needs_model, needs_model=needs_model, run=self.run
+        )
         if exchange.head.method == b"POST" and self.jobs.hides_files(access):
             await self.jobs.require_own_files(access, content.json_text, self.run)
         request.streaming = content.streaming

@@ -128,9 +128,9 @@ def short_json(body: BodySource, query: bytes) -> RequestContent | None:
 
 
 async def read_content(
-    head: RequestHead, body: BodySource, *, wants_json: bool, run: RunBlocking = at_once
+    head: RequestHead, body: BodySource, *, wants_json: bool, needs_model: bool = True, run: RunBlocking = at_once
 ) -> RequestContent:
-    """Read as much of the request as it takes to know its model.
+    """Read as much of the request as it takes to know its model. Without `needs_model` it may be in no part of it.
 
     With `wants_json` a body that opens like a JSON object counts as one, whatever its content type says, because many
     clients forget the header. Raises BodyTooLarge, and ClientGone if the client leaves before its body is complete.
@@ -146,10 +146,10 @@ async def read_content(
         raise BodyTooLarge(FORM_LIMIT)  # before the client sends it
     text = await _whole_body(body)
     coding = (head.first(b"content-encoding") or b"").decode("latin-1").strip().lower()
-    if coding not in CODINGS:
-        return await _read_text(text, query, kind, wants_json, run)
-    content = await _read_text(await _decoded(text, coding, body, run), query, kind, wants_json, run)
-    content.decoded = True
+    decoded = coding in CODINGS
+    text = await _decoded(text, coding, body, run) if decoded else text
+    content = await _read_text(text, query, kind, wants_json, needs_model, run)
+    content.decoded = decoded
     return content
 
 
@@ -175,7 +175,9 @@ async def _decoded(text: bytes, coding: str, body: BodySource, run: RunBlocking)
     return decoding.result
 
 
-async def _read_text(text: bytes, query: bytes, kind: bytes, wants_json: bool, run: RunBlocking) -> RequestContent:
+async def _read_text(
+    text: bytes, query: bytes, kind: bytes, wants_json: bool, needs_model: bool, run: RunBlocking
+) -> RequestContent:
     if text and b"application/json" in kind:
         json = await parse_json(text, run)
         if json is None:
@@ -191,7 +193,7 @@ async def _read_text(text: bytes, query: bytes, kind: bytes, wants_json: bool, r
         streaming = form_value(text, "stream") or form_value(query, "stream")
     else:
         name, streaming = form_value(query, "model"), form_value(query, "stream")
-        if not name or b"x-www-form-urlencoded" in kind:
+        if needs_model and (not name or b"x-www-form-urlencoded" in kind):
             raise BodyTooLarge(FORM_LIMIT)
     return RequestContent(name, streaming == "true", query, form=text)
 

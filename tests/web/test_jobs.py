@@ -342,6 +342,7 @@ class KeyTests(JobTestCase):
         large = b'{"messages":[{"content":"' + b"x" * (2 << 20) + b'"}]}'
         for path, body, kind in (
             (b"/v1/audio/transcriptions?model=alpha", b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0", b"audio/wav"),
+            (b"/upstream/alpha/v1/audio/transcriptions", b"RIFF" + bytes(2 << 20), b"audio/wav"),
             (b"/upstream/alpha/lora-adapters", b'[{"id":0,"scale":0.5}]', b"application/json"),
             (b"/upstream/alpha/v1/chat/completions", large, b"application/x-www-form-urlencoded"),  # of curl -d
         ):
