@@ -285,18 +285,19 @@ class MemoryParts:
         bus.subscribe(StateChanged, self._state_changed)
         bus.subscribe(SleepEnded, lambda event: self.monitor.state_changed(event.model, "stopped"))
         bus.subscribe(RequestQueued, lambda event: self.monitor.request_queued())
-        bus.subscribe(ActivityStored, self._request_ended)
+        bus.subscribe(ActivityStored, self._requests_ended)
 
     def _state_changed(self, event: StateChanged) -> None:
         if event.new == "starting":
             self._printed[event.model] = self.registry.model(event.model).written
         self.monitor.state_changed(event.model, event.new)
 
-    def _request_ended(self, event: ActivityStored) -> None:
+    def _requests_ended(self, event: ActivityStored) -> None:
         config = self.models.router.config
-        model = config.real(event.row.model)
-        for name in config.copies(model) if model is not None else ():
-            self.monitor.request_ended(name)
+        for asked in {row.model for row in event.rows}:
+            model = config.real(asked)
+            for name in config.copies(model) if model is not None else ():
+                self.monitor.request_ended(name)
 
 
 def _words(command: str) -> list[str]:

@@ -63,17 +63,18 @@ class ObservabilityParts:
         self.history = SwapHistory(wall=time.time, log=registry.model)
         self.hardware = Hardware(run=driver_thread, wall=time.time, version=build_info().version)
 
-        def stored(row: ActivityRow) -> None:
+        def stored(rows: Sequence[ActivityRow]) -> None:
             """Each stored row also counts for the saved slots and the metrics."""
-            model = router.config.real(row.model)
-            if model is not None:
-                usage = row.usage
-                models.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
-            if row.charge is not None:
-                row.charge.settle(row.tokens)
-                row.charge = None  # a table in memory keeps the row
-            self.metrics.stored(row)
-            context.bus.publish(ActivityStored(row))
+            for row in rows:
+                model = router.config.real(row.model)
+                if model is not None:
+                    usage = row.usage
+                    models.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
+                if row.charge is not None:
+                    row.charge.settle(row.tokens)
+                    row.charge = None  # a table in memory keeps the row
+            self.metrics.stored(rows)
+            context.bus.publish(ActivityStored(rows))
 
         self.key_usage = KeyUsage(time.time)
         store = open_store(context, config, lambda: self.activity.renumbered())

@@ -51,8 +51,8 @@ Document = dict[str, object]
 class ActivityLog:
     """Observes requests, stores their rows, and reads the table.
 
-    `run` does blocking work in order on one thread; `clock` is monotonic, `wall` gives unix seconds; `stored(row)` is
-    called for each stored row.
+    `run` does blocking work in order on one thread; `clock` is monotonic, `wall` gives unix seconds; `stored(rows)` is
+    called with the rows of each batch.
     """
 
     store: ActivityStore | FileStore
@@ -60,7 +60,7 @@ class ActivityLog:
     run: RunBlocking
     clock: IReactorTime
     wall: Callable[[], float]
-    stored: Callable[[ActivityRow], None] = lambda row: None
+    stored: Callable[[Sequence[ActivityRow]], None] = lambda rows: None
     files: CaptureFiles | None = field(default=None, init=False)
     uncompressed: ByteBudget = field(init=False)
     dropped: int = field(default=0, init=False)
@@ -198,9 +198,8 @@ class ActivityLog:
         if store is self.store:
             for blob in blobs:
                 self.captures.put(blob)
-        # Last, because a listener may ask for the row that it is called with.
-        for row in rows:
-            self.stored(row)
+        # Last, because a listener may ask for the rows that it is called with.
+        self.stored(rows)
 
     def _written(self, batch: Sequence[ActivityRecorder]) -> None:
         for recorder in batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from attrs import define, field
@@ -69,9 +69,9 @@ class ActivityRow:
 
 @define
 class ActivityStored:
-    """The event that a request's row was stored."""
+    """The event that the rows of some requests were stored, in the order of their ends."""
 
-    row: ActivityRow
+    rows: Sequence[ActivityRow]
 
 
 def error_message(body: bytes) -> str:

@@ -107,17 +107,18 @@ class Metrics:
             if at is not None:
                 family.observe(model, max(0.0, at - request.request.started))
 
-    def stored(self, row: ActivityRow) -> None:
-        """Count the tokens of an activity row; unknown counts add nothing."""
-        for family, count in (
-            (self._input, row.usage.input_tokens),
-            (self._output, row.usage.output_tokens),
-            (self._cached, row.usage.cache_tokens),
-        ):
-            if count > 0:
-                family.add(count, row.model)
-        if row.key and row.tokens > 0:
-            self._key_tokens.add(row.tokens, row.key, row.model)
+    def stored(self, rows: Sequence[ActivityRow]) -> None:
+        """Count the tokens of activity rows; unknown counts add nothing."""
+        for row in rows:
+            for family, count in (
+                (self._input, row.usage.input_tokens),
+                (self._output, row.usage.output_tokens),
+                (self._cached, row.usage.cache_tokens),
+            ):
+                if count > 0:
+                    family.add(count, row.model)
+            if row.key and row.tokens > 0:
+                self._key_tokens.add(row.tokens, row.key, row.model)
 
     def state_changed(self, event: StateChanged) -> None:
         """Set the state of a model's server to 1 and its other states to 0."""

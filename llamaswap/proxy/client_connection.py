@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ISSLTransport
@@ -39,16 +38,16 @@ LOG_NAME = "client"
 log = Logger()
 
 
-class ConnectionState(Enum):
+class ConnectionState:
     """What a client's connection does."""
 
-    IDLE = auto()  # between requests
-    READING_HEAD = auto()  # part of a head has come
-    LOADING_SITE = auto()  # the site, which a request is for, is being loaded
-    HANDLING = auto()  # a request is handled
-    DRAINING = auto()  # the response is complete; the rest of the request's body is read and discarded
-    TUNNELLING = auto()  # its bytes belong to a tunnel
-    CLOSED = auto()  # nothing that is read from now on means anything
+    IDLE = "idle"  # between requests
+    READING_HEAD = "reading head"  # part of a head has come
+    LOADING_SITE = "loading site"  # the site, which a request is for, is being loaded
+    HANDLING = "handling"  # a request is handled
+    DRAINING = "draining"  # the response is complete; the rest of the request's body is read and discarded
+    TUNNELLING = "tunnelling"  # its bytes belong to a tunnel
+    CLOSED = "closed"  # nothing that is read from now on means anything
 
 
 _WAITING = (ConnectionState.IDLE, ConnectionState.READING_HEAD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, evolve, field
@@ -45,13 +44,13 @@ class ForwardOutcome:
     reason: str = "complete"
 
 
-class ReceiveState(Enum):
+class ReceiveState:
     """How far a response has got on its way to the client."""
 
-    WAITING = auto()
-    STREAMING = auto()
-    TUNNELLING = auto()
-    ENDED = auto()
+    WAITING = "waiting"
+    STREAMING = "streaming"
+    TUNNELLING = "tunnelling"
+    ENDED = "ended"
 
 
 @implementer(IPushProducer)
@@ -75,7 +74,7 @@ class ResponseForwarder:
     _observe: Callable[[bytes], None] | None = field(default=None, init=False)
     _write: Callable[[bytes], None] = field(init=False)
     _reader_watch: ReaderWatch | None = field(default=None, init=False)  # from the first time that the client is slow
-    _state: ReceiveState = field(default=ReceiveState.WAITING, init=False)
+    _state: str = field(default=ReceiveState.WAITING, init=False)
     _head: ResponseHead | None = field(default=None, init=False)
     _raw: bool = field(default=True, init=False)  # whether the body's framing is passed on as it came
     _event_start: bytes | None = field(default=None, init=False)  # of the event that a document becomes; then empty

@@ -244,8 +244,9 @@ class EventEndpoints:
         self._models_changed()
 
     def _activity_stored(self, event: ActivityStored) -> None:
-        self.fanout.publish("activity", "activity", {"id": event.row.id})
-        self.legacy_rows.stored(event.row)
+        for row in event.rows:
+            self.fanout.publish("activity", "activity", {"id": row.id})
+            self.legacy_rows.stored(row)
 
     def _swap_began(self, event: SwapBegan) -> None:
         data = {"id": event.swap, "model": event.model, "evicted": list(event.evicted), "reason": event.reason}

@@ -57,6 +57,7 @@ FORM_ROUTES = POST_ROUTES - JSON_ROUTES
 QUERY_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "query")
 ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
 OWN_ROUTES = ALL_ROUTES - OLLAMA_ROUTES  # whose bodies are those of the servers
+PLAIN_ROUTES = POST_ROUTES - OLLAMA_ROUTES - KEPT_PATHS - {path for path in POST_ROUTES if job_path(path)}
 
 PAGE_NOT_FOUND = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"X-Content-Type-Options", b"nosniff")]
 JSON_TYPE = [(b"Content-Type", b"application/json")]
@@ -145,32 +146,32 @@ class Inference:
         None if an unknown path names no known model, and if the request only unloads one or asks for the properties of
         none: it got its response.
         """
-        config = self.router.config
-        about = job_path(exchange.head.path)
-        if about is not None:
+        config, method, path = self.router.config, exchange.head.method, exchange.head.path
+        if method == b"POST" and path in PLAIN_ROUTES:
+            facts, content = await self._read(exchange, config)
+        elif (about := job_path(path)) is not None:
             return await self._about_job(exchange, config, about)
-        if is_websocket_route(exchange.head):
+        elif is_websocket_route(exchange.head):
             facts, content = await self._opened(exchange, config)
-        elif exchange.head.path in OLLAMA_ROUTES and config.ollama.enabled:
+        elif path in OLLAMA_ROUTES and config.ollama.enabled:
             exchange.head = plain_head(exchange.head)
             facts, content = await self._read(exchange, config)
             content = await self._ollama.translated(exchange, content)
             if content.model.endswith(DEFAULT_TAG) and not self._names_model(content, config):
                 content.rename(content.model.removesuffix(DEFAULT_TAG))
-        elif is_model_path(exchange.head.method, exchange.head.path) and exchange.head.path not in OLLAMA_ROUTES:
-            keeping = exchange.head.path in KEPT_PATHS and exchange.head.method == b"POST"
-            if keeping:
+        elif is_model_path(method, path) and path not in OLLAMA_ROUTES:
+            if keeping := path in KEPT_PATHS and method == b"POST":
                 exchange.head = readable(exchange.head)
             facts, content = await self._read(exchange, config)
             if keeping and content.json is not None:
                 await self._continue(facts, content, content.json)
-            if exchange.head.path == b"/props" and not (content.model or config.routing.default_model):
+            if path == b"/props" and not (content.model or config.routing.default_model):
                 send_response(exchange, 200, JSON_TYPE, ROUTER_PROPERTIES)
                 return None
         else:
             try:
                 facts, content = await self._read(exchange, config, wants_json=True)
-                found = self._names_model(content, config) and not may_be_job_path(exchange.head.path)
+                found = self._names_model(content, config) and not may_be_job_path(path)
             except HttpError:
                 found = False  # without a key it does not matter whether the body names a model
             if not found:

@@ -37,7 +37,7 @@ class Bench:
             run=run,
             clock=self.clock,
             wall=lambda: 1_770_000_100.75,
-            stored=self.rows.append,
+            stored=self.rows.extend,
         )
         self.activity.retune(sessions)
 

@@ -46,8 +46,8 @@ def busy():
     bus.publish(SwapEnded(2, "hen", "no", 3.0, {"start": 2.0}))
     meters.finished(finished())
     meters.finished(finished("gone", status=0))
-    meters.stored(row(Usage(3, 4, 2)))
-    meters.stored(row(Usage(1, 0, -1)))
+    meters.stored([row(Usage(3, 4, 2))])
+    meters.stored([row(Usage(1, 0, -1))])
     return meters
 
 

@@ -143,7 +143,7 @@ class LiveTests(TestCase):
     def test_stored_row_is_an_event_in_both_vocabularies(self):
         rows = self.world.events.legacy_rows.activity = Rows()
         rows.flat = self.world.activity.flat
-        self.world.bus.publish(ActivityStored(row(id=1)))
+        self.world.bus.publish(ActivityStored([row(id=1)]))
         told = events(self.fresh())
         self.assertEqual(told[0][:2], ("activity", {"id": 1}))
         self.assertEqual((told[1][0], told[1][1][0]["input_tokens"]), ("metrics", 3))
@@ -285,7 +285,7 @@ class CrowdTests(TestCase):
 
     def test_a_request_stored_while_the_rows_are_read_is_not_hidden_by_the_shared_rows(self):
         first = self.world.open("/api/events")
-        self.world.bus.publish(ActivityStored(row(404, id=2)))
+        self.world.bus.publish(ActivityStored([row(404, id=2)]))
         self.rows.asked[0].callback([{"id": 1}])
         second = self.world.open("/api/events")
         self.rows.asked[1].callback([{"id": 1}, {"id": 2}])
@@ -296,13 +296,13 @@ class CrowdTests(TestCase):
     def test_stored_request_is_rendered_only_while_a_client_reads(self):
         rendered = []
         self.rows.flat = lambda stored: rendered.append(stored.id) or {}
-        self.world.bus.publish(ActivityStored(row(id=1)))
+        self.world.bus.publish(ActivityStored([row(id=1)]))
         self.assertEqual(rendered, [])
         client = self.world.open("/api/events")
-        self.world.bus.publish(ActivityStored(row(id=2)))
+        self.world.bus.publish(ActivityStored([row(id=2)]))
         self.assertEqual(rendered, [2])
         client.leave()
-        self.world.bus.publish(ActivityStored(row(id=3)))
+        self.world.bus.publish(ActivityStored([row(id=3)]))
         self.assertEqual(rendered, [2])
 
     def test_gathered_events_are_sent_when_they_are_many_bytes(self):
