@@ -46,11 +46,6 @@ class Lease:
     interrupt: Callable[[LlamaswapError], None] | None = field(default=None, init=False, repr=False)
 
     @property
-    def priority(self) -> int:
-        """The request's priority."""
-        return self.ticket.priority
-
-    @property
     def endpoint(self) -> Endpoint:
         """Where the server listens."""
         return self._process.endpoint

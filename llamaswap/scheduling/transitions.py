@@ -70,7 +70,8 @@ class Transitions(SchedulerState):
             server.waiting -= 1
         server.serving.add(entry.ticket.number)
         server.idle_since = None
-        self._disarm_idle(server)
+        if server.idle_armed:
+            self._disarm_idle(server)
         self._effects.append(Grant(entry.ticket))
 
     def _forget(self, entry: QueuedRequest) -> None:
@@ -221,7 +222,7 @@ class Transitions(SchedulerState):
         if ttl < inf and server.model not in self.rules.pinned:
             server.idle_armed = True
             self._effects.append(SetIdleTimer(server.model, max(0.0, server.idle_since + ttl - now)))
-        else:
+        elif server.idle_armed:
             self._disarm_idle(server)
 
     def _ttl_of(self, server: ModelState) -> float:

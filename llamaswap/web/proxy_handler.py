@@ -289,7 +289,7 @@ class ProxyHandler:
         limit: ResponseLimit | None,
         websocket: WebsocketLease | None,
     ) -> Future[ForwardOutcome]:
-        request.granted(lease.priority)
+        request.granted(lease.ticket.priority)
         if request.ttl is not None:
             self.router.keep_for(model.id, request.ttl)
         upstream, head = self.upstream_requests.to_model(request, model, lease.endpoint)

@@ -92,6 +92,19 @@ class PollTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.assertEqual([event["system"] for event in logged if event.get("isError")], [self.wire.logPrefix()])
 
+    def test_a_fault_of_the_loop_itself_is_logged_and_the_loop_goes_on(self):
+        faults, poll = [RuntimeError("a fault of the loop")], self.reactor.doPoll
+
+        def broken(timeout):
+            if faults:
+                raise faults.pop()
+            poll(timeout)
+
+        self.reactor.callLater(0.01, self.reactor.stop)
+        with patch.object(self.reactor, "doPoll", broken):
+            self.reactor.run(installSignalHandlers=False)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
     def test_a_reactor_that_was_installed_before_stays(self):
         before = object()
         with patch.dict(sys.modules, {"twisted.internet.reactor": before}):

@@ -113,4 +113,4 @@ class ReplicaTests(SynchronousTestCase):
     def test_priority_of_the_model_is_that_of_its_servers(self) -> None:
         fifo = SchedulerSettings(FifoSettings(priority={"a": 7}))
         here = pair(routing=Routing(scheduler=QueueSettings("fifo", fifo)))
-        self.assertEqual(here.lease("a.r2").priority, 7)
+        self.assertEqual(here.lease("a.r2").ticket.priority, 7)

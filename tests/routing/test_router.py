@@ -157,7 +157,9 @@ class RequestTests(SynchronousTestCase):
         routing = Routing(scheduler=QueueSettings("fifo", SchedulerSettings(FifoSettings(priority={"a": 7}))))
         here = scene(routing=routing)
         lease = here.lease("a")
-        self.assertEqual((lease.ticket.model, lease.endpoint, lease.priority), ("a", here.fleet["a"].endpoint, 7))
+        self.assertEqual(
+            (lease.ticket.model, lease.endpoint, lease.ticket.priority), ("a", here.fleet["a"].endpoint, 7)
+        )
         self.assertFalse(lease.lost)
 
     def test_a_ready_model_is_granted_at_once(self) -> None:

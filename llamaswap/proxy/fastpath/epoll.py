@@ -1,9 +1,10 @@
 """An epoll reactor with a simpler poll loop, which `twist llamaswap` installs on Linux unless --reactor names another.
 
-Twisted's loop enters a log context for every event; for small events (a chunk of a stream) that is a fifth of the work.
-Here the context is entered only when there is something to log. And data from servers is read before data from
-clients: a chunk takes microseconds, a new request hundreds of them, so when thousands of clients come at once, the
-running streams would wait behind all of them in every iteration.
+Twisted's loop enters a log context in every iteration and for every event; for small events (a chunk of a stream) that
+is a fifth of the work. Here the context is entered only when there is something to log.
+
+Data from servers is read before data from clients: a chunk takes microseconds, a new request hundreds of them, so when
+thousands of clients come at once, the running streams would wait behind all of them in every iteration.
 
 This uses private state of `twisted.internet.epollreactor.EPollReactor`; tests/proxy/test_epoll.py fails if it moves.
 
@@ -19,7 +20,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.tcp import Client
-from twisted.python import log
+from twisted.logger import Logger
+from twisted.python.log import callWithLogger, err
 
 from llamaswap.proxy.fastpath.direct_connect import LoopbackConnection
 
@@ -32,6 +34,9 @@ else:
 # long as the servers' data took. Descriptors that were not served are the first in the next iteration.
 TURN = 0.002
 SERVERS = (Client, LoopbackConnection)
+LONGEST_WAIT = 2147483.0  # seconds; epoll takes milliseconds, of 31 bits
+
+log = Logger("twisted.internet.base")  # whose main loop this one replaces
 
 
 class ProxyReactor(EPollReactor):
@@ -40,6 +45,22 @@ class ProxyReactor(EPollReactor):
     def __init__(self) -> None:
         super().__init__()
         self._unserved: list[int] = []
+
+    def mainLoop(self) -> None:
+        """Until the reactor stops; a fault outside of all protocols and calls is logged, and the loop goes on."""
+        while self._started:
+            with log.failureHandler("Unexpected error in main loop"):
+                while self._started:
+                    self.runUntilCurrent()
+                    self.doPoll(self.running and self.timeout())
+        log.info("Main loop terminated.")
+
+    def timeout(self) -> float | None:
+        """Seconds until the next delayed call is due, None without one."""
+        if self._newTimedCalls:
+            self._insertNewDelayedCalls()
+        pending = self._pendingTimedCalls
+        return max(0.0, min(LONGEST_WAIT, pending[0].time - self.seconds())) if pending else None
 
     def runUntilCurrent(self) -> None:
         """Run what is due, if anything is: most iterations only read and write."""
@@ -118,7 +139,7 @@ class ProxyReactor(EPollReactor):
 
     def _logged(self, selectable: Any) -> BaseException | None:
         """The exception that is being handled, after it was logged with the name of its connection."""
-        log.callWithLogger(selectable, log.err)
+        callWithLogger(selectable, err)
         return sys.exc_info()[1]
 
 
