@@ -70,13 +70,16 @@ class Authenticator:
             return Authenticated(NO_HEADERS, access)
         access.require("infer")
         # The client knows a key already, so the time that these comparisons take reveals nothing.
-        found = {name.lower() for name, value in head.headers if self._has_key(name, value)}
-        return Authenticated(frozenset(found - ESSENTIAL), access)
+        given = ((name.lower(), value) for name, value in head.headers)
+        return Authenticated(
+            frozenset(name for name, value in given if name not in ESSENTIAL and self._has_key(name, value)), access
+        )
 
     def _has_key(self, name: bytes, value: bytes) -> bool:
-        if name.lower() == WEBSOCKET_PROTOCOL:
+        if name == WEBSOCKET_PROTOCOL:
             return any(map(self._is_key, protocol_keys(value)))
-        return self._is_key(value) or self._is_key(credential(value))
+        within = credential(value)
+        return self._is_key(value) or (within != b"" and self._is_key(within))
 
     def _is_key(self, text: bytes) -> bool:
         return text in self._plain or (
