@@ -37,6 +37,7 @@ class ErrorSender:
         elif response is not None and response.event_stream:
             _, _, body = self.render(error, "application/json", path)
             last = event(body) + DONE
+            response.loading = True  # also this event is our own, and no first token
             response.response_data(last)
             sink.write(last)
             sink.finish()

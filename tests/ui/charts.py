@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -66,6 +67,31 @@ class Charts(harness.MockCase):
                 box = plot.bounding_box()
                 self.assertLess(abs(box["x"] - line["x"]), 3)
                 self.assertLess(abs(box["x"] + box["width"] - line["x"] - line["width"]), 3)
+
+    def test_times_of_an_axis_do_not_run_into_each_other_on_a_phone(self) -> None:
+        page = self.overview(390)
+        page.locator(".lanes .tick").first.wait_for()
+        ticks = "[...document.querySelectorAll('.lanes .tick')].map(tick => tick.getBoundingClientRect())"
+        boxes = page.evaluate(f"{ticks}.map(({{left, right}}) => [left, right])")
+        self.assertGreater(len(boxes), 1)
+        for (_, end), (begin, _) in itertools.pairwise(boxes):
+            self.assertGreater(begin - end, 4)
+
+    def test_back_closes_a_request_and_then_leaves_the_page(self) -> None:
+        page = self.page("models")
+        self.live(page)
+        page.get_by_role("link", name="Requests").first.click()
+        row = page.locator("tr[data-id]").first
+        row.click()
+        shown = page.get_by_role("dialog", name=re.compile("Request"))
+        shown.wait_for()
+        page.go_back()
+        self.gone(shown)
+        row.click()
+        page.keyboard.press("Escape")
+        self.gone(shown)
+        page.go_back()
+        page.get_by_role("heading", name="Models", exact=True).wait_for()
 
     def test_tooltip_is_at_the_pointer_and_the_legend_has_last_min_and_max(self) -> None:
         page = self.overview()

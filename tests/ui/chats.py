@@ -64,6 +64,22 @@ class Chats(harness.MockCase):
         foot = page.locator(".bubble.assistant footer", has_text="token")
         self.assertRegex(foot.inner_text(), "model ready after")
 
+    def test_blank_end_of_a_loading_notice_is_neither_a_thought_nor_a_token(self) -> None:
+        page = self.chat()
+        notice = ("━━━━━\nllama-swap loading model: x\n", "Done! (2s)\n━━━━━", "\n", " ", "\n")
+        events = [{"choices": [{"delta": {"reasoning_content": piece}}]} for piece in notice]
+        start = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        failure = {"error": {"message": "unspecific error: upstream command exited prematurely (exit status 3)"}}
+        self.answers(page, start + sse("fine"), f"{start}data: {json.dumps(failure)}\n\ndata: [DONE]\n\n")
+        answer = page.locator(".bubble.assistant").last
+        self.say(page, "hi")
+        answer.get_by_text("model ready after").wait_for()
+        self.assertEqual(answer.get_by_text("Thought for").count(), 0)
+        self.say(page, "and now")
+        answer.get_by_text("upstream command exited prematurely").wait_for()
+        page.get_by_role("button", name="Regenerate").wait_for()
+        self.assertNotRegex(answer.inner_text(), "unspecific|token|first after|model ready")
+
     def test_model_of_a_link_is_chosen_although_a_conversation_with_another_was_open(self) -> None:
         page = self.chat()
         self.answers(page, sse("fine"))

@@ -223,6 +223,14 @@ class MockDefects(harness.MockCase):
         page = self.page("requests")
         self.assertEqual(page.locator("nav[aria-label=Main] [aria-current=page]").inner_text(), "Requests")
 
+    def test_title_of_the_tab_names_the_open_page(self) -> None:
+        page = self.page("models")
+        page.wait_for_function("document.title === 'Models \u00b7 llamaswap'")
+        self.turn(page, "model?id=gpt-oss-120b")
+        page.wait_for_function("document.title === 'gpt-oss-120b \u00b7 llamaswap'")
+        self.turn(page, "nonsense")
+        page.get_by_role("heading", name="No page").wait_for()
+
     def test_choices_survive_a_reload(self) -> None:
         page = self.page("models")
         page.get_by_role("button", name="Dense").click()

@@ -98,6 +98,17 @@ class MockFeedback(harness.MockCase):
         page.get_by_role("button", name="Use this key").click()
         self.live(page)
 
+    def test_no_page_seems_to_load_or_to_be_empty_while_a_key_is_needed(self) -> None:
+        self.world.key = "k-1"
+        page = self.page()
+        page.get_by_role("button", name="Close").click()
+        main = page.locator("main")
+        for where in ("model?id=gpt-oss-120b", "usage", "logs", "system", "requests", "models", "playground"):
+            self.turn(page, where)
+            main.get_by_text("Unknown without a key").first.wait_for(state="attached")
+            self.assertEqual(main.locator(".spinner").count(), 0, where)
+            self.assertNotRegex(main.inner_text(), r"No lines yet|has finished yet|no models|\b0 local")
+
     def test_curl_of_a_server_with_keys_has_the_header(self) -> None:
         page = self.page("model?id=gpt-oss-120b")
         code = page.locator("pre.code", has_text="curl http")

@@ -273,6 +273,7 @@ class Witness:
     endings: list = field(factory=list)
     grants: int = 0
     retargets: int = 0
+    loading: list = field(factory=list)
 
     def granted(self):
         self.grants += 1
@@ -285,6 +286,7 @@ class Witness:
 
     def data(self, data):
         self.body += data
+        self.loading.append(self.facts.loading)
 
     def ended(self, outcome, error):
         self.endings.append((outcome, error))

@@ -506,6 +506,12 @@ class LoadingTextTests(SynchronousTestCase):
         self.assertEqual(error["message"], "unspecific error: upstream command exited prematurely")
         self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
 
+    def test_error_of_a_failed_start_is_not_the_first_data_of_a_server(self):
+        asked = self.stage.post({"model": "alpha", "stream": True}, CHAT)
+        self.stage.router.asked[0].settle(StartFailed("alpha", "upstream command exited prematurely"))
+        self.assertEqual(asked.sink.ending, "finished")
+        self.assertEqual(set(self.stage.witness.loading), {True})
+
     def test_loading_text_shows_the_queue_position(self):
         """http T111"""
         asked = self.stage.post({"model": "alpha", "stream": True})

@@ -173,7 +173,7 @@ function Current() {
   useEffect(() => { addEventListener("online", again); return () => removeEventListener("online", again); }, []);
   void ready.value;
   if (page === NOWHERE) {
-    return <div class="page"><Empty title={`There is no page at ${location.pathname}`}><p><a href={href("")}>Overview</a></p></Empty></div>;
+    return <div class="page"><h1 class="sr">No page</h1><Empty title={`There is no page at ${location.pathname}`}><p><a href={href("")}>Overview</a></p></Empty></div>;
   }
   const Component = pages.get(page);
   if (Component) return <Guard key={page}><Component /></Guard>;

@@ -1,5 +1,6 @@
 // Calls to the server. Addresses are relative to where the interface is served, so a path prefix is no matter.
 import { signal } from "@preact/signals";
+import { plainError } from "./format";
 import { prefix } from "./router";
 
 export class ApiError extends Error {
@@ -71,7 +72,7 @@ export function errorText(status: number, text: string): string {
     const error = body.error as Record<string, unknown> | string | undefined;
     const found =
       (typeof error === "object" && error !== null ? error.message : error) ?? body.message ?? body.detail ?? body.msg;
-    if (typeof found === "string" && found) return found;
+    if (typeof found === "string" && found) return plainError(found);
   } catch {
     // Not JSON: the text itself is the message.
   }

@@ -34,10 +34,10 @@ export function spread(places: readonly number[], bottom: number): number[] {
   return out;
 }
 
-/** Round moments of the axis, about eight of them, in epoch milliseconds. */
-export function axisTicks(from: number, to: number): number[] {
+/** Round moments of an axis of so many px, at most eight of them, in epoch milliseconds. */
+export function axisTicks(from: number, to: number, width = 480): number[] {
   const sizes = [0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 240].map((m) => m * 60_000);
-  const step = sizes.find((s) => (to - from) / s <= 8) ?? 240 * 60_000;
+  const step = sizes.find((s) => (to - from) / s <= Math.min(8, width / 60)) ?? 240 * 60_000;
   const ticks: number[] = [];
   for (let t = Math.ceil(from / step) * step; t < to; t += step) ticks.push(t);
   return ticks;

@@ -72,7 +72,7 @@ export function Chart(props: ChartProps) {
               : { range: (_u, _min, max) => [0, latest.current.max ?? Math.max(max || 1, latest.current.limit ?? 0) * 1.06] },
           },
           axes: [
-            { ...axis, size: 26, splits: () => axisTicks(latest.current.from, latest.current.to).map((t) => t / 1000), values: (_u, ticks) => ticks.map((t) => clockLabel(t * 1000, ((ticks[1] ?? 60) - (ticks[0] ?? 0)) * 1000)) },
+            { ...axis, size: 26, splits: (u) => axisTicks(latest.current.from, latest.current.to, u.width - left - right).map((t) => t / 1000), values: (_u, ticks) => ticks.map((t) => clockLabel(t * 1000, ((ticks[1] ?? 60) - (ticks[0] ?? 0)) * 1000)) },
             { ...axis, size: left, space: 26, values: (_u, ticks) => ticks.map((v) => (v === null ? "" : `${v}`)) },
           ],
           // Each line, then the bounds of its band, which have no line of their own.

@@ -1,6 +1,6 @@
 // Requests to the chat endpoints and their streamed answers, timed.
 import { ApiError, errorText, request } from "./api";
-import { Answer, type ToolCall, type Usage, toolsAnswered } from "./convo";
+import { Answer, type ToolCall, type Usage, parsed, stillLoading, toolsAnswered } from "./convo";
 import { sseOf } from "./sse";
 import { uid } from "./format";
 
@@ -114,14 +114,6 @@ export function completion(model: string, text: string, suffix: string | null, n
   return { path: "/v1/completions", body: { ...common, prompt: text, stream_options: { include_usage: true }, ...given(numbers, "max_tokens") } };
 }
 
-const parsed = (args: string): unknown => {
-  try {
-    return JSON.parse(args || "{}");
-  } catch {
-    return {};
-  }
-};
-
 /** A message as this endpoint wants it; an answer whose tool calls all have results becomes several. */
 function turnsOf(message: Message, endpoint: Endpoint): Json[] {
   const { role, text, tools = [] } = message;
@@ -209,7 +201,7 @@ export async function run(path: string, body: Json, signal: AbortSignal, progres
   const tell = (): void => {
     frame = 0;
     state.stats = measure(answer.usage, began, first, thoughtUntil, pieces);
-    if (loadedAt) state.stats.loading = loadedAt - began;
+    if (loadedAt && !answer.error) state.stats.loading = loadedAt - began;
     progress(state);
   };
   const response = await request(path, {
@@ -227,24 +219,16 @@ export async function run(path: string, body: Json, signal: AbortSignal, progres
   }
   try {
     for await (const message of sseOf(response)) {
-      if (message.data === "[DONE]") continue;
-      let event: unknown;
-      try {
-        event = JSON.parse(message.data);
-      } catch {
-        continue;
-      }
       const thinking = answer.text.length;
-      if (answer.take(event)) {
+      if (answer.take(parsed(message.data))) {
         // The server's own words while it loads the model are not the model's.
-        if (stillLoading(answer)) {
-          frame ||= requestAnimationFrame(tell);
-          continue;
+        const waits = stillLoading(answer);
+        if (answer.loading && !(waits && answer.reasoning)) loadedAt ||= performance.now();
+        if (!waits) {
+          pieces += 1;
+          first ||= performance.now();
+          if (!thinking && answer.text && answer.reasoning) thoughtUntil = performance.now();
         }
-        if (answer.loading && !loadedAt) loadedAt = performance.now();
-        pieces += 1;
-        first ||= performance.now();
-        if (!thinking && answer.text && answer.reasoning) thoughtUntil = performance.now();
       }
       frame ||= requestAnimationFrame(tell);
     }
@@ -253,21 +237,6 @@ export async function run(path: string, body: Json, signal: AbortSignal, progres
     tell();
   }
   return state;
-}
-
-const RULE = "\u2501".repeat(5);
-
-/** Takes a finished loading notice out of the reasoning; true while one is still being written. */
-export function stillLoading(answer: Answer): boolean {
-  if (!answer.reasoning.startsWith(RULE.slice(0, Math.max(1, Math.min(5, answer.reasoning.length))))) return false;
-  const end = answer.reasoning.indexOf(RULE, 6);
-  if (end < 0 && !answer.text) {
-    answer.loading = answer.reasoning.replaceAll("\u2501", "").trim();
-    return true;
-  }
-  answer.loading = answer.reasoning.slice(0, end < 0 ? undefined : end).replaceAll("\u2501", "").trim();
-  answer.reasoning = end < 0 ? "" : answer.reasoning.slice(end + 5).trimStart();
-  return !answer.reasoning && !answer.text;
 }
 
 function measure(usage: Usage, began: number, first: number, thoughtUntil: number, pieces: number): Stats {

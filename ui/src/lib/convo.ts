@@ -1,5 +1,6 @@
 // Conversations out of requests and responses, for the three chat protocols: whole documents and streams alike.
 import type { Attachment, Message } from "./chat";
+import { plainError } from "./format";
 import { SseParser } from "./sse";
 
 export interface ToolCall {
@@ -205,7 +206,7 @@ export class Answer {
   take(event: unknown): boolean {
     const json = obj(event);
     const before = this.text.length + this.reasoning.length + this.tools.length;
-    if (json.error) this.error = str(obj(json.error).message ?? json.error);
+    if (json.error) this.error = plainError(str(obj(json.error).message ?? json.error));
     this.count(json.usage);
     this.timings(json.timings);
     const type = str(json.type);
@@ -251,7 +252,7 @@ export class Answer {
       const response = obj(json.response);
       this.count(response.usage);
       this.timings(response.timings);
-      if (response.error) this.error = str(obj(response.error).message);
+      if (response.error) this.error = plainError(str(obj(response.error).message));
       this.usage.finish = str(response.status);
     } else if (json.object === "response" && Array.isArray(json.output)) {
       json.output.forEach((item, i) => {
@@ -265,24 +266,39 @@ export class Answer {
   }
 }
 
+/** What is not JSON, as the end of a stream, is an empty object. */
+export const parsed = (args: string): unknown => {
+  try {
+    return JSON.parse(args || "{}");
+  } catch {
+    return {};
+  }
+};
+
+const RULE = "\u2501".repeat(5);
+
+/** Takes a finished loading notice, with its blank end, out of the reasoning; true until something of the model's came. */
+export function stillLoading(answer: Answer): boolean {
+  if (answer.loading && !answer.reasoning.trim()) {
+    answer.reasoning = "";
+    return !answer.text && !answer.tools.length;
+  }
+  if (!answer.reasoning.startsWith(RULE.slice(0, answer.reasoning.length || 1))) return false;
+  const end = answer.reasoning.indexOf(RULE, 6);
+  answer.loading = answer.reasoning.slice(0, end < 0 ? undefined : end).replaceAll("\u2501", "").trim();
+  if (end < 0 && !answer.text) return true;
+  answer.reasoning = end < 0 ? "" : answer.reasoning.slice(end + 5).trimStart();
+  return !answer.reasoning && !answer.text;
+}
+
 export function responseAnswer(text: string, contentType: string): Answer | null {
   const answer = new Answer();
   if (contentType.includes("event-stream") || /^(?:event|data):/m.test(text.slice(0, 200))) {
     const parser = new SseParser();
-    for (const message of [...parser.feed(text), ...parser.end()]) {
-      if (message.data === "[DONE]") continue;
-      try {
-        answer.take(JSON.parse(message.data));
-      } catch {
-        // A line that is no JSON carries no part of the answer.
-      }
-    }
+    for (const message of [...parser.feed(text), ...parser.end()]) answer.take(parsed(message.data));
+    stillLoading(answer);
   } else {
-    try {
-      answer.take(JSON.parse(text));
-    } catch {
-      return null;
-    }
+    answer.take(parsed(text));
   }
   return answer.text || answer.reasoning || answer.tools.length || answer.error ? answer : null;
 }

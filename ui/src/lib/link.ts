@@ -15,8 +15,8 @@ export const stale = signal(false);
 /** Advances each second while the page is visible and the link is up; frozen otherwise. */
 export const now = signal(Date.now());
 
-/** Why nothing is known of the models yet. */
-export const nothingYet = (): string => (status.value.state === "auth" ? "Unknown without a key" : "Waiting for the server");
+/** Why nothing is known yet, if that is not just a matter of time; else `other`. */
+export const whyUnknown = (other = "Waiting for the server"): string => (status.value.state === "auth" ? "Unknown without a key" : other);
 
 const listeners = new Map<string, Set<(data: never) => void>>();
 const topics = new Map<string, number>();

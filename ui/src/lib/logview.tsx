@@ -4,7 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { count } from "./format";
 import { type Mark, findLine, lineHash, timeOf } from "./logtimes";
 import { type Level, LEVELS, Lines, ansi, level, matcher, plain } from "./loglines";
-import { on, subscribe } from "./link";
+import { on, subscribe, whyUnknown } from "./link";
 import { pref } from "./prefs";
 import { Icon } from "./icons";
 import { Btn, CopyButton, IconButton, copyText, saveFile } from "./widgets";
@@ -345,7 +345,7 @@ export function LogView(props: Props) {
             <IconButton icon="close" size={13} label={picked.value ? "Leave this line" : "Close"} onClick={() => (picked.value ? choose(picked.value) : (reach.value = ""))} />
           </div>
         )}
-        {!total.value && <p class="log-empty muted">No lines yet</p>}
+        {!total.value && <p class="log-empty muted">{whyUnknown("No lines yet")}</p>}
         {(away.value || paused.value) && (
           <button type="button" class="btn small primary tail" onClick={() => (paused.value ? resume() : undefined, toTail())}>
             <Icon name="bottom" size={14} /> {paused.value ? `Resume (${count(held.value)} held)` : "Newest"}

@@ -2,6 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect } from "preact/hooks";
 import { planText } from "./actions";
+import { whyUnknown } from "./link";
 import { pref } from "./prefs";
 import { listed, loadedModels, models, plan, refreshListed } from "./state";
 import { Dialog, IconButton, onEnter } from "./widgets";
@@ -71,7 +72,7 @@ export function ModelSelect(props: {
   return (
     <div class="modelselect">
       <select class="input" aria-label={props.label} value={props.value} onChange={(event) => choose(event.currentTarget.value)}>
-        {props.empty ? <option value="">{props.empty}</option> : !list.length && <option value="">no models</option>}
+        {props.empty ? <option value="">{props.empty}</option> : !list.length && <option value="">{whyUnknown("no models")}</option>}
         {props.value && !known && <option value={props.value}>{props.value}</option>}
         {groups.map(([name, members]) =>
           members.length ? (

@@ -89,14 +89,13 @@ export function go(page: string, params: Params = {}): void {
   scrollTo(0, 0);
 }
 
-/** Changes some parameters of the page that is open; null removes one. */
+/** Changes some parameters of the page that is open; null removes one. An entry of its own has a state: Back undoes it. */
 export function setQuery(changes: Params, replace = true): void {
   const { page, query } = route.value;
   const merged: Params = Object.fromEntries(query);
   Object.assign(merged, changes);
   const address = href(page, merged);
-  if (replace) history.replaceState(null, "", address);
-  else history.pushState(null, "", address);
+  history[replace ? "replaceState" : "pushState"](replace ? history.state : 1, "", address);
   route.value = parse();
 }
 

@@ -122,7 +122,7 @@ export function Timeline({ known }: { known: boolean }) {
                 </pattern>
                 <pattern id="dots" width="6" height="6" patternUnits="userSpaceOnUse"><circle cx="2" cy="2" r="1.2" class="hatch" /></pattern>
               </defs>
-              {axisTicks(from, to).map((t) => (
+              {axisTicks(from, to, plotWidth).map((t) => (
                 <g key={t}>
                   <line class="grid" x1={x(t)} x2={x(t)} y1="0" y2={height - 18} />
                   <text class="tick" x={x(t)} y={height - 5} text-anchor="middle">{clockLabel(t, to - from < 8 * 60_000 ? 1 : 60_000)}</text>

@@ -4,7 +4,7 @@ import type { ComponentChildren, ComponentProps } from "preact";
 import { useEffect, useErrorBoundary, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { DASH, plainError, shortFailure } from "./format";
 import { Icon } from "./icons";
-import { reopened } from "./link";
+import { reopened, status, whyUnknown } from "./link";
 import { href } from "./router";
 
 let ids = 0;
@@ -178,6 +178,7 @@ export function Empty({ title, children }: { title: string; children?: Component
 }
 
 export function Spinner({ label = "Loading" }: { label?: string }) {
+  if (status.value.state === "auth") return <span class="muted">{whyUnknown()}</span>;
   return <span class="spinner" role="status"><span class="sr">{label}</span></span>;
 }
 

@@ -6,7 +6,7 @@ import { maybe, pathId, url } from "../lib/api";
 import { DASH, ago, bytes, clockTime, count, known, plural, rate, seconds, time } from "../lib/format";
 import { FirstSteps } from "../lib/first";
 import { Icon } from "../lib/icons";
-import { nothingYet, now, reopened } from "../lib/link";
+import { now, reopened, whyUnknown } from "../lib/link";
 import { memo } from "../lib/memo";
 import { memoryOf, memoryText, useMemory } from "../lib/memory";
 import { pref } from "../lib/prefs";
@@ -249,7 +249,7 @@ export function Models() {
     <div class="page models-page">
       <div class="page-head">
         <h1>Models</h1>
-        <p class="summary">
+        <p class="summary" hidden={!modelsKnown.value}>
           <span><b>{loadedModels.value.length}</b> loaded</span>
           <span><b>{localModels.value.length}</b> local</span>
           {peerModels.value.length > 0 && <span><b>{peerModels.value.length}</b> at peers</span>}
@@ -333,7 +333,7 @@ export function Models() {
         <FirstSteps />
       ) : (
         <Panel title="Local models">
-          <Empty title={!modelsKnown.value ? nothingYet() : text || state ? "No model matches" : "No model is configured"}>
+          <Empty title={!modelsKnown.value ? whyUnknown() : text || state ? "No model matches" : "No model is configured"}>
             {modelsKnown.value && !text && !state && <p>Add models in the <a href={href("config")}>configuration</a>.</p>}
           </Empty>
         </Panel>

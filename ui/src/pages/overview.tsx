@@ -6,7 +6,7 @@ import { asked, cancelRequest, load, pin, restart, unload, unloadAll } from "../
 import { maybe } from "../lib/api";
 import { ago, clock, gib, known, median, percent, plainError, plural, rate, seconds, time } from "../lib/format";
 import { Icon } from "../lib/icons";
-import { nothingYet, now, stale, status } from "../lib/link";
+import { now, stale, status, whyUnknown } from "../lib/link";
 import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
 import { DeviceBar, deviceLabel, memory, memoryText, useMemory } from "../lib/memory";
 import { Figures } from "../lib/figures";
@@ -162,7 +162,7 @@ function LoadedNow() {
           ))}
         </ul>
       ) : (
-        <Empty title={modelsKnown.value ? "No model is loaded" : nothingYet()}>
+        <Empty title={modelsKnown.value ? "No model is loaded" : whyUnknown()}>
           {modelsKnown.value && cold > 0 && <p>A request loads the model it names. Or load one here:</p>}
           <div class="row wrap center">
             {localModels.value.slice(0, 6).map((model) => (
@@ -346,7 +346,7 @@ function useNotices(): Notice[] {
 }
 
 function Attention({ notices }: { notices: Notice[] }) {
-  const unknown = stale.value ? "Unknown while offline" : modelsKnown.value ? "" : nothingYet();
+  const unknown = stale.value ? "Unknown while offline" : modelsKnown.value ? "" : whyUnknown();
   return (
     <Panel title="Attention" aside={notices.length > 0 ? <span class="count">{notices.length}</span> : <span class={unknown ? "muted" : "allwell"}>{unknown || <><Icon name="check" /> Nothing needs attention</>}</span>}>
       {notices.length ? (
@@ -417,10 +417,7 @@ export function Overview() {
           label="Time span"
           value={span.value}
           options={SPANS}
-          onChange={(value) => {
-            zoom.value = null;
-            span.value = value;
-          }}
+          onChange={(value) => (zoom.value = null, span.value = value)}
         />
       </div>
       {modelsKnown.value && !models.value.length && <First />}

@@ -6,7 +6,7 @@ import { ago, clockTime, count, duration, plainError, plural, rate, short, time 
 import { Histogram } from "../lib/histogram";
 import { Icon } from "../lib/icons";
 import { memo } from "../lib/memo";
-import { now, reopened } from "../lib/link";
+import { now, reopened, whyUnknown } from "../lib/link";
 import { PHASE_WORDS, phasesOf } from "../lib/phases";
 import { pref } from "../lib/prefs";
 import { href, route, setQuery } from "../lib/router";
@@ -338,7 +338,7 @@ export function RequestsView({ model }: { model?: string }) {
 
   const win = useWindow(host, rows.value.length, ROW);
   const columns = order.value.filter((id) => !(model && id === "model") && !(id === "key" && !rows.value.some((row) => row.key))).join(" ");
-  const openRow = (id: number) => setQuery({ open: id });
+  const openRow = (id: number) => setQuery({ open: id }, !!open);
   const active = FILTERS.filter((name) => address.get(name) && !(model && name === "model"));
   const sortBy = (column: Column) => {
     if (!column.sort) return;
@@ -449,7 +449,7 @@ export function RequestsView({ model }: { model?: string }) {
           </div>
         ) : (
           !loading.value && (
-            <Empty title={active.length ? "No request matches these filters" : "No request has finished yet"}>
+            <Empty title={active.length ? "No request matches these filters" : whyUnknown("No request has finished yet")}>
               {!active.length && localModels.value[0] && (
                 <p>Send one from the <a href={href("playground")}>playground</a>, or point a client at this server.</p>
               )}
@@ -465,7 +465,7 @@ export function RequestsView({ model }: { model?: string }) {
           row={drawerList[at]}
           previous={at > 0 ? () => openRow((drawerList[at - 1] as ActivityRow).id) : undefined}
           next={at >= 0 && at < drawerList.length - 1 ? () => openRow((drawerList[at + 1] as ActivityRow).id) : undefined}
-          onClose={() => setQuery({ open: null })}
+          onClose={() => (history.state ? history.back() : setQuery({ open: null }))}
         />
       )}
     </>

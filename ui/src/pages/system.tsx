@@ -20,7 +20,7 @@ function Charts() {
   if (watched.value === false) {
     return <Empty title="This server does not watch the machine"><p>Set performance.disabled to false in the configuration to have it do so.</p></Empty>;
   }
-  if (!sys.value.length && !gpus.value.size) return <Spinner label="Waiting for the first sample" />;
+  if (!sys.value.length && !gpus.value.size) return <Spinner />;
   const right = Math.ceil(now.value / 5000) * 5000;
   const [from, to] = zoom.value ?? [right - Number(span.value) * 60_000, right];
   const hostSamples = sys.value.filter((item) => item.t >= from - 15_000 && item.t <= to + 15_000);

@@ -110,7 +110,7 @@ export function UsagePage() {
       >
         {series.data && <Chart rows={series.data.rows} unit={unit} since={since.value} />}
         {!sums.data ? <Spinner /> : !sums.data.rows.length ? <Empty title="Nothing was used in this time" /> : (
-          <div class="scroll" tabIndex={0} role="region" aria-label="Use">
+          <div class="scroll" tabIndex={0} role="region" aria-label="Sums">
             <table class="plain usage">
               <thead>
                 <tr>

@@ -1,1 +1,0 @@
-import{a as t,c as p}from"./chunk-DGOMQZYR.js";function u(s){return class extends p{shouldComponentUpdate(n){let r=this.props,o=n;for(let e in o)if(e!=="children"&&r[e]!==o[e])return!0;for(let e in r)if(!(e in o))return!0;return!1}render(n){return t(s,n)}}}export{u as a};

@@ -1,0 +1,1 @@
+import{a,b,c,d}from"./chunk-DVLGWJPF.js";import"./chunk-KWRTYXMS.js";import"./chunk-DKGYC2BB.js";import"./chunk-XSBIQCCI.js";import"./chunk-6SIU3GMR.js";import"./chunk-BQVKIQTF.js";import"./chunk-WNT4WNQI.js";import"./chunk-BPFACI2I.js";import"./chunk-OZVCEKNA.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

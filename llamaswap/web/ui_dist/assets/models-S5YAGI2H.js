@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-KY2PWF7F.js";import"./chunk-CANMGZH7.js";import"./chunk-OFDXYJGO.js";import"./chunk-FOX6CVLF.js";import"./chunk-T5GFQG5H.js";import"./chunk-M3ILCQL6.js";import"./chunk-YCPHYMNW.js";import"./chunk-DGOMQZYR.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

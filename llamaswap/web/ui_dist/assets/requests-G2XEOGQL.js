@@ -1,0 +1,1 @@
+import{a,b,c,d,e}from"./chunk-GKZ52JGX.js";import"./chunk-FOJCJ5QI.js";import"./chunk-VO4GPHOS.js";import"./chunk-KWRTYXMS.js";import"./chunk-DKGYC2BB.js";import"./chunk-4OT2LQ5S.js";import"./chunk-WNT4WNQI.js";import"./chunk-BPFACI2I.js";import"./chunk-OZVCEKNA.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-4XAKKXYQ.js";import"./chunk-IREKJ6AH.js";import"./chunk-MZAHLFGV.js";import"./chunk-CANMGZH7.js";import"./chunk-OFDXYJGO.js";import"./chunk-XAXDTRWY.js";import"./chunk-YCPHYMNW.js";import"./chunk-DGOMQZYR.js";import"./chunk-X3VPJ676.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
