@@ -16,10 +16,59 @@ from llamaswap.wire.sse import DONE, event
 
 # Bytes of an incomplete line. A longer one passes in parts, and then the stream cannot be ended cleanly.
 LINE_LIMIT = 1 << 20
+OUTPUT_LIMIT = 8 << 20  # bytes of events that are kept of a response's output; of a longer one the end repeats nothing
 # Members of a choice, of its delta, or of a delta of Anthropic's, that have text of the model.
 _TEXT = ("content", "text", "reasoning_content", "reasoning", "thinking", "partial_json", "tool_calls")
 # Types of the last events of a message and of a response.
 _LAST = ("message_stop", "response.completed", "response.incomplete", "response.failed")
+
+
+@define(eq=False)
+class ResponseOutput:
+    """The output of a response as far as its events have told it."""
+
+    _items: dict[int, dict[str, object]] = field(factory=dict, init=False)
+    # The parts of messages that are not complete, each as the texts of its events.
+    _open: dict[int, dict[int, list[str]]] = field(factory=dict, init=False)
+    _size: int = field(default=0, init=False)
+
+    def feed(self, document: Mapping[str, object], size: int) -> None:
+        """An event of so many bytes."""
+        index, item, kind = document.get("output_index"), document.get("item"), document.get("type")
+        part = document.get("content_index")
+        self._size += size
+        if self._size > OUTPUT_LIMIT:
+            self._items, self._open = {}, {}
+        elif not isinstance(index, int):
+            return
+        elif isinstance(item, dict):
+            self._open.pop(index, None)
+            if kind == "response.output_item.done":
+                self._items[index] = item
+            elif item.get("type") == "message":
+                self._items[index], self._open[index] = item, {}
+        elif index in self._open and isinstance(part, int) and kind == "response.output_text.delta":
+            self._open[index].setdefault(part, []).append(str(document.get("delta")))
+
+    def end(self, begun: object, number: object) -> bytes:
+        """The events that end the response `begun` after the event `number`. A tool's call that is not complete is left
+        out, because a client would make it."""
+        number = number if isinstance(number, int) else -1
+        events = b""
+        for index, parts in self._open.items():
+            content = [{"type": "output_text", "text": "".join(texts), "annotations": []} for texts in parts.values()]
+            item = self._items[index] = {**self._items[index], "status": "incomplete", "content": content}
+            number += 1
+            done = {"type": "response.output_item.done", "sequence_number": number, "output_index": index, "item": item}
+            events += event(encode(done), "response.output_item.done")
+        response = {
+            **(begun if isinstance(begun, dict) else {}),
+            "status": "incomplete",
+            "incomplete_details": {"reason": "max_output_tokens"},
+            "output": [self._items[index] for index in sorted(self._items)],
+        }
+        last = {"type": "response.incomplete", "sequence_number": number + 1, "response": response}
+        return events + event(encode(last), "response.incomplete")
 
 
 @define(eq=False)
@@ -37,6 +86,7 @@ class StreamEnd:
     _first: bytes = field(default=b"", init=False)
     _last: bytes = field(default=b"", init=False)
     _line_passed: bytes = field(default=b"", init=False)
+    _output: ResponseOutput = field(factory=ResponseOutput, init=False)
 
     def feed(self, data: bytes) -> bytes:
         """The whole lines among the bytes that came so far, up to the event that is too many. The line with an event's
@@ -76,6 +126,8 @@ class StreamEnd:
         self._over = document.get("type") in _LAST or document.get("stop") is True
         self._first = self._first or text
         self._last = text
+        if "/responses" in self.path:
+            self._output.feed(document, len(text))
         return False
 
     def end(self) -> bytes:
@@ -87,7 +139,7 @@ class StreamEnd:
         if speaks_anthropic(self.path):
             return lead + self._anthropic(last)
         if "/responses" in self.path:
-            return lead + _incomplete_response(first, last)
+            return lead + self._output.end(first.get("response"), last.get("sequence_number"))
         if self.path.endswith(("/completion", "/infill")):
             stop = {"content": "", "stop": True, "stop_type": "limit", "tokens_predicted": self.tokens}
             return lead + event(encode(stop))
@@ -106,21 +158,6 @@ class StreamEnd:
         delta = {"stop_reason": "max_tokens", "stop_sequence": None}
         message = {"type": "message_delta", "delta": delta, "usage": {"output_tokens": self.tokens}}
         return events + event(encode(message), "message_delta") + event(b'{"type":"message_stop"}', "message_stop")
-
-
-def _incomplete_response(first: Mapping[str, object], last: Mapping[str, object]) -> bytes:
-    begun, number = first.get("response"), last.get("sequence_number")
-    response = {
-        **(begun if isinstance(begun, dict) else {}),
-        "status": "incomplete",
-        "incomplete_details": {"reason": "max_output_tokens"},
-    }
-    document = {
-        "type": "response.incomplete",
-        "sequence_number": number + 1 if isinstance(number, int) else 0,
-        "response": response,
-    }
-    return event(encode(document), "response.incomplete")
 
 
 def _has_text(document: Mapping[str, object]) -> bool:

@@ -6,7 +6,7 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.wire.stream_end import LINE_LIMIT, StreamEnd
+from llamaswap.wire.stream_end import LINE_LIMIT, OUTPUT_LIMIT, StreamEnd
 
 
 def chunk(text: str, **more: object) -> bytes:
@@ -74,6 +74,33 @@ class StreamEndTests(SynchronousTestCase):
         self.assertEqual((end["type"], end["sequence_number"]), ("response.incomplete", 5))
         self.assertEqual((end["response"]["id"], end["response"]["status"]), ("r1", "incomplete"))
         self.assertEqual(end["response"]["incomplete_details"], {"reason": "max_output_tokens"})
+
+    def test_response_that_is_ended_repeats_what_it_has_said(self):
+        stream = StreamEnd("/v1/responses")
+        thought, call = {"id": "t1", "type": "reasoning"}, {"id": "c1", "type": "function_call", "arguments": ""}
+        message = {"id": "m1", "type": "message", "status": "in_progress", "content": []}
+        stream.feed(named("response.created", response={"id": "r1", "output": []}, sequence_number=0))
+        stream.feed(named("response.output_item.done", output_index=0, item=thought, sequence_number=1))
+        stream.feed(named("response.output_item.added", output_index=1, item=message, sequence_number=2))
+        for text in ("on ", "and"):
+            stream.feed(named("response.output_text.delta", output_index=1, content_index=0, delta=text))
+        stream.feed(named("response.output_item.added", output_index=2, item=call, sequence_number=5))
+        done, last = events(stream.end())
+        text = {"type": "output_text", "text": "on and", "annotations": []}
+        said = {**message, "status": "incomplete", "content": [text]}
+        self.assertEqual(
+            done, {"type": "response.output_item.done", "output_index": 1, "item": said, "sequence_number": 6}
+        )
+        self.assertEqual((last["response"]["output"], last["sequence_number"]), ([thought, said], 7))
+
+    def test_response_that_is_very_long_repeats_nothing(self):
+        stream = StreamEnd("/v1/responses")
+        stream.feed(named("response.created", response={"id": "r1"}))
+        stream.feed(named("response.output_item.added", output_index=0, item={"type": "message"}))
+        for _ in range(OUTPUT_LIMIT // 500_000 + 1):
+            stream.feed(named("response.output_text.delta", output_index=0, content_index=0, delta="x" * 500_000))
+        [last] = events(stream.end())
+        self.assertEqual(last["response"]["output"], [])
 
     def test_an_endless_line_passes_and_has_no_clean_end(self):
         stream = StreamEnd("/v1/chat/completions")
