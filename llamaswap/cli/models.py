@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import compress
 from typing import cast
 
 import click
@@ -52,8 +53,9 @@ def _detail(client: ApiClient, name: str) -> JsonObject | None:
         raise
 
 
-def model_table(models: Sequence[JsonObject]) -> Table:
-    """A table of models; with their hosts if there are several, and with their memory if that of any is known."""
+def model_table(models: Sequence[JsonObject], without: Collection[str] = ()) -> Table:
+    """A table of models, without these columns; with their hosts if there are several, and with their memory if that of
+    any is known."""
     columns = ["MODEL", "STATE", "UP", "ACTIVE", "WAITING", "TTL", "PID", "PORT"]
     rows = list(map(_row, models))
     if any(model.get("host") for model in models):
@@ -62,7 +64,9 @@ def model_table(models: Sequence[JsonObject]) -> Table:
     if any("memory" in model for model in models):
         columns.append("MEMORY")
         rows = [[*row, str(model.get("memory", ""))] for row, model in zip(rows, models, strict=True)]
-    return table(columns, rows, right=("ACTIVE", "WAITING", "PID", "PORT", "MEMORY"))
+    kept = [name not in without for name in columns]
+    rows = [list(compress(row, kept)) for row in rows]
+    return table(list(compress(columns, kept)), rows, right=("ACTIVE", "WAITING", "PID", "PORT", "MEMORY"))
 
 
 def state_of(model: JsonObject) -> str:
@@ -230,12 +234,12 @@ def wait_for_load(
 @remote
 def unload(context: CliContext, models: Sequence[str]) -> None:
     """Unload the named models, or all models. Returns when they have stopped."""
-    for name in models:
-        by_name(
-            context.client,
-            name,
-            lambda one: context.client.text(f"/api/models/unload/{quoted(one)}", method="POST", timeout=WORK_TIMEOUT),
-        )
+
+    def ask(name: str) -> str:
+        context.client.text(f"/api/models/unload/{quoted(name)}", method="POST", timeout=WORK_TIMEOUT)
+        return name
+
+    models = [by_name(context.client, name, ask) for name in models]
     if not models:
         context.client.text("/api/models/unload", method="POST", timeout=WORK_TIMEOUT)
     if context.as_json:

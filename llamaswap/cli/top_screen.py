@@ -26,8 +26,8 @@ from llamaswap.cli import models
 from llamaswap.cli.client import RESPONSE_TIMEOUT, WORK_TIMEOUT, ApiClient, ClientError, JsonObject, quoted
 from llamaswap.cli.logs import open_log, stamp, with_times
 
-KEYS = "up/down choose   l load   u unload   p pin   enter logs   s sort   ? help   q quit"
-HELP = f"""{KEYS.replace("   ", chr(10))}
+KEYS = "up/down choose  l load  u unload  p pin  enter logs  s sort  ? help  q quit"
+HELP = f"""{KEYS.replace("  ", chr(10))}
 
 esc leaves the log or this help.
 A pinned model is not evicted for another one.
@@ -42,6 +42,7 @@ SORTS: dict[str, Callable[[JsonObject], tuple[float, str]]] = {
     "active": lambda model: (-(model.get("active") or 0), model["id"]),
     "up": lambda model: (-(model.get("uptime_s") or 0), model["id"]),
 }
+WIDE = 100  # columns of a terminal that shows also what is needed least
 KEY_INTERVAL = 0.1  # seconds to wait for a key before new data is looked for
 
 Work = Callable[[], str]
@@ -134,8 +135,8 @@ class TopScreen:
         lines = str(history["data"]).splitlines()
         return [stamp(line, when) + line for line, when in with_times(lines, history)]
 
-    def view(self, height: int) -> Group:
-        """The screen with this number of lines."""
+    def view(self, height: int, width: int) -> Group:
+        """The screen with this number of lines and columns."""
         name = self.model["id"] if self.model is not None else ""
         if self.page == "help":
             return Group(Text(HELP))
@@ -154,7 +155,7 @@ class TopScreen:
         room = max(3, height - used - 1)
         place = next((number for number, row in enumerate(rows) if row["id"] == name), 0)
         first = max(0, min(place - room // 2, len(rows) - room))
-        table = models.model_table(rows[first : first + room])
+        table = models.model_table(rows[first : first + room], () if width >= WIDE else ("TTL", "PID", "PORT"))
         if rows:
             table.rows[place - first].style = "reverse"
         return Group(*head, table, *tail, *foot)
@@ -227,7 +228,7 @@ def show(screen: TopScreen, gather: Callable[[], JsonObject], console: Console, 
             if (time.monotonic() >= due or keys) and not fetching.is_alive():
                 fetching, due = start(fetch), time.monotonic() + every
             if changed:
-                live.update(screen.view(console.height), refresh=True)
+                live.update(screen.view(console.height, console.width), refresh=True)
 
 
 def _fetched(screen: TopScreen, data: JsonObject, log: list[str]) -> None:

@@ -149,7 +149,7 @@ class PrefixTests(SynchronousTestCase):
 
     def test_unique_beginning_of_a_name_names_the_model(self):
         server = self.server("qwen3-8b", "gemma").on("POST /api/models/unload/qwen3-8b", b"OK")
-        self.assertEqual(invoke(["unload", "qw"], server).exit_code, 0)
+        self.assertEqual(invoke(["unload", "qw"], server).stdout, "unloaded qwen3-8b\n")
         server.on("POST /v1/chat/completions", lambda body: chat("hi") if body["model"] == "gemma" else (404, {}))
         self.assertEqual(invoke(["run", "ge", "hello"], server).stdout, "hi\n")
         self.assertEqual(json.loads(invoke(["bench", "g", "-n", "1", "--json"], server).stdout)["model"], "gemma")

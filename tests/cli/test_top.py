@@ -19,9 +19,9 @@ from tests.cli.doubles import Server, invoke, news, sse
 from tests.cli.test_models import detail, server_with
 
 
-def rendered(screen, height=24):
-    console = Console(file=io.StringIO(), width=120, height=height, force_terminal=False)
-    console.print(screen.view(height))
+def rendered(screen, height=24, width=120):
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
+    console.print(screen.view(height, width))
     return console.file.getvalue()
 
 
@@ -96,6 +96,15 @@ class ScreenTests(SynchronousTestCase):
 
     def press(self, *keys):
         return [work for key in keys if (work := self.screen.press(key)) is not None]
+
+    def test_names_and_keys_are_whole_on_a_terminal_of_80_columns(self):
+        name = "qwen3-coder-30b-instruct"
+        facts = {"uptime_s": 7000, "ttl_s": 600, "pid": 123456, "port": 65000, "memory": "12.5 GiB"}
+        self.screen.data["models"] = [detail(name, active=3, waiting=2, pinned=True, **facts)]
+        shown = rendered(self.screen, width=80)
+        for part in (name, "ready (pinned)", "12.5 GiB", "q quit"):
+            self.assertIn(part, shown)
+        self.assertIn("123456", rendered(self.screen))
 
     def test_screen_shows_all_models_their_failures_requests_and_keys(self):
         shown = rendered(self.screen)

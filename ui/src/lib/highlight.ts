@@ -19,8 +19,8 @@ const css = (): Language => ({
   contains: [
     hljs.C_BLOCK_COMMENT_MODE, hljs.QUOTE_STRING_MODE, hljs.APOS_STRING_MODE,
     { scope: "keyword", begin: /@[\w-]+|!important/ },
-    { scope: "attribute", begin: /[\w-]+(?=:\s)/ },
-    { scope: "selector-class", begin: /[.#:]+[a-z][\w-]*(?=[^;{}]*\{)/i },
+    { scope: "attr", begin: /[\w-]+(?=:\s)/ },
+    { scope: "title", begin: /[.#:]+[a-z][\w-]*(?=[^;{}]*\{)/i },
     { scope: "number", begin: /#[\da-f]{3,8}\b|\b\d*\.?\d+(%|[a-z]+)?/i },
   ],
 });

@@ -12,7 +12,7 @@ const PAGES: Record<string, string> = Object.fromEntries(NAV.map(({ key, page })
 export const HELP: [string, string][] = [
   ["Ctrl K", "Command palette"],
   ["g o / g m / g r", "Overview, Models, Requests"],
-  ["g p / g l / g c / g s", "Playground, Logs, Config, System"],
+  ["g p / g l / g u / g c / g s", "Playground, Logs, Usage, Config, System"],
   ["/", "Jump to the filter or search box"],
   ["j  k", "Next and previous row"],
   ["Enter", "Open the selected row"],
