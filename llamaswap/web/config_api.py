@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
 
-from attrs import asdict, define, frozen
+from attrs import asdict, define, field, frozen
 
 from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError
@@ -20,7 +20,7 @@ from llamaswap.web.configfile import ConfigFile, Impact, ImpactModels, ProblemDo
 from llamaswap.web.errors import HttpError
 from llamaswap.web.reload_record import ReloadRecord
 from llamaswap.web.route import Route, RouteTable
-from llamaswap.web.secret_masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
+from llamaswap.web.secret_masking import MARKED, MASK, MarkedMasks, known_secrets, masked_yaml, named_secrets
 
 MAX_CONFIG_BYTES = 1024 * 1024  # over HTTP, because checking it takes seconds; the longest known have 100 KB
 YAML = "application/yaml"
@@ -78,6 +78,7 @@ class ConfigEndpoints:
     config: Callable[[], Config]
     reloads: ReloadRecord
     run: RunBlocking = at_once
+    _masks: MarkedMasks = field(factory=MarkedMasks, init=False)
 
     @route("GET", "/api/config", content=YAML)
     @_on_worker
@@ -90,7 +91,7 @@ class ConfigEndpoints:
     def replace(self, call: AdminRequest) -> Response:
         """Replace the configuration file, if it is still the text that was edited and the new text can be used."""
         current = self._current(call)
-        text = unmasked(_given(call), current, self._secrets(current))
+        text = unmasked(_given(call), self._masked(current), self._masks)
         return self._written(call, text)
 
     @route("POST", "/api/config/validate", body=str, body_type=YAML, answer=Validation)
@@ -98,7 +99,7 @@ class ConfigEndpoints:
     def validate(self, call: AdminRequest) -> Response:
         """Check a configuration; tells whether it can be used and what it would change, and changes nothing."""
         current = self._text()
-        text = unmasked(_given(call), current, self._secrets(current))
+        text = unmasked(_given(call), self._masked(current), self._masks)
         try:
             found = self.file.check(text, looks=call.may_run_commands)
         except ConfigError as error:
@@ -154,8 +155,7 @@ class ConfigEndpoints:
         headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
         if call.has_tag(b"if-none-match", _tag(text)):
             return Response(304, b"", None, headers)
-        shown = masked_yaml(text, self._secrets(text))
-        return Response(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
+        return Response(200, self._masked(text).encode(), b"application/yaml; charset=utf-8", headers)
 
     def _current(self, call: AdminRequest) -> str:
         """The text to be replaced, if edits are allowed and the client has seen this text."""
@@ -177,10 +177,10 @@ class ConfigEndpoints:
             self.file.write(text, VersionSource("restored" if restored else "saved", call.client, agent, restored))
         return json_answer(checked, headers=((b"ETag", _tag(text)),))
 
-    def _secrets(self, text: str) -> list[str]:
-        """The secrets that must be masked in a text: those in force, and those that it names itself, because a key that
-        was replaced since may still be valid elsewhere."""
-        return [*known_secrets(self.config()), *named_secrets(text)]
+    def _masked(self, text: str) -> str:
+        """A text without the secrets in use and those that it names itself, because a key that was replaced since may
+        still be valid elsewhere."""
+        return masked_yaml(text, [*known_secrets(self.config()), *named_secrets(text)], self._masks)
 
     def _earlier(self, call: AdminRequest) -> str:
         with _disk_error("the version could not be read"):
@@ -221,35 +221,26 @@ def _given(call: AdminRequest) -> str:
         raise HttpError(400, "a configuration is UTF-8 text")
 
 
-def unmasked(text: str, current: str, secrets: Sequence[str]) -> str:
+def unmasked(text: str, shown: str, masks: MarkedMasks) -> str:
     """An edited text with the secrets put back that its editor never saw.
 
-    Each masked line of the shown text is matched by its content, in order. In a line that was edited, the word before a
-    mask tells its secret, if that word had one secret in the whole text; else the text is refused rather than guessed.
+    Stars without a secret behind them are refused, unless they are in a comment or in a line of `shown`, the current
+    text with its masks.
     """
-    if MASK not in text:
-        return text
-    hidden: dict[str, list[str]] = {}
-    secret: dict[str, set[str]] = {}
-    for shown, real in zip(masked_yaml(current, secrets).split("\n"), current.split("\n"), strict=True):
-        if shown != real:
-            hidden.setdefault(shown.strip(), []).append(real.strip())
-            for before, value in hidden_in(shown, real):
-                secret.setdefault(before, set()).add(value)
-    lines: list[str] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        stripped = line.strip()
-        if MASK in line:
-            found = hidden.get(stripped)
-            if found:
-                # Equal masked lines keep their order; the last secret serves copies of its line too.
-                line = line.replace(stripped, found.pop(0) if len(found) > 1 else found[0])
-            elif (whole := revealed(line, secret)) is not None:
-                line = whole
-            elif not stripped.startswith("#"):
-                raise HttpError(400, f"line {number} still holds {MASK}: write the value, or leave the line as it was")
-        lines.append(line)
-    return "\n".join(lines)
+
+    def line_of(number: int, line: str) -> str:
+        parts = MARKED.split(line)
+        found = [masks.revealed(mask) for mask in parts[1::2]]
+        bare = None in found or any(MASK in part for part in parts[::2])
+        if bare and not line.lstrip().startswith("#") and line.strip() not in known:
+            raise HttpError(
+                400, f"line {number} has {MASK} without a secret behind it: write the value, or read the text again"
+            )
+        parts[1::2] = [mask if secret is None else secret for mask, secret in zip(parts[1::2], found, strict=True)]
+        return "".join(parts)
+
+    known = {line.strip() for line in shown.split("\n") if MASK in line}
+    return "\n".join(line_of(number, line) if MASK in line else line for number, line in enumerate(text.split("\n"), 1))
 
 
 def _refused(error: ConfigError, status: int) -> Response:

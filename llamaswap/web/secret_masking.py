@@ -1,10 +1,16 @@
-"""Masks secrets in commands and texts: what looks like a secret, or is a configured one, becomes three stars."""
+"""Masks secrets in commands and texts: what looks like a secret, or is a configured one, becomes three stars.
+
+In a text to be edited a mark behind the stars tells which secret they stand for.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2s
+from secrets import token_bytes
+
+from attrs import define, field
 
 from llamaswap.config import Config, ConfigText
 from llamaswap.config.nodes import MappingNode, Node, SequenceNode
@@ -12,7 +18,8 @@ from llamaswap.config.yaml_tree import parse
 from llamaswap.errors import ConfigError
 
 MASK = "***"
-MAX_MASKS_IN_LINE = 20  # in a line with more, an edit cannot keep the secrets
+MARKED = re.compile(r"(\*\*\*[0-9a-f]{8})")
+MAX_MARKS = 10_000  # secrets that are remembered by their marks
 SHORTEST_SECRET = 4  # characters; a shorter known secret is not masked in texts
 SHORTEST_NUMBER = 6  # digits; a shorter number under such a name is a count, and masking it would mask every port
 _WORD = r"(?:api[-_]?key|token|secret|passw(?:or)?d|credential|authorization|auth[-_]?key)"
@@ -63,60 +70,84 @@ def masked_command(argv: Sequence[str], known: Iterable[str] = ()) -> list[str]:
     return shown
 
 
-def masked_text(text: str, known: Iterable[str]) -> str:
+class Masks:
+    """What is shown in place of secrets."""
+
+    def mask(self, secret: str) -> str:
+        """What is shown for this secret."""
+        return MASK
+
+    def hidden(self, text: str, secret: str) -> str:
+        """A text with the mask wherever this secret stands."""
+        return text.replace(secret, MASK)
+
+
+@define(eq=False)
+class MarkedMasks(Masks):
+    """Masks with a mark for each secret, by which an edited text gets its secrets back.
+
+    Marks are those of one process, and tell nothing about the secrets.
+    """
+
+    _salt: bytes = field(factory=lambda: token_bytes(16), init=False, repr=False)
+    _secrets: dict[str, str] = field(factory=dict, init=False, repr=False)
+
+    def mask(self, secret: str) -> str:
+        """The stars and the mark of this secret."""
+        shown = MASK + blake2s(secret.encode(), key=self._salt, digest_size=4).hexdigest()
+        self._secrets[shown] = secret
+        while len(self._secrets) > MAX_MARKS:
+            del self._secrets[next(iter(self._secrets))]
+        return shown
+
+    def hidden(self, text: str, secret: str) -> str:
+        """The same outside of masks: a short secret may look like a part of a mark."""
+        parts = MARKED.split(text)
+        if any(secret in part for part in parts[::2]):
+            mask = self.mask(secret)
+            parts[::2] = [part.replace(secret, mask) for part in parts[::2]]
+        return "".join(parts)
+
+    def revealed(self, mask: str) -> str | None:
+        """The secret behind a mask that was shown; None if there is none."""
+        return self._secrets.get(mask)
+
+
+_PLAIN = Masks()
+
+
+def masked_text(text: str, known: Iterable[str], masks: Masks = _PLAIN) -> str:
     """A text without the known secrets, and without the values of flags and assignments that name a secret.
 
     Known secrets of less than four characters stay: masking them would mask half of the text.
     """
-    text = _IN_COMMAND.sub(_in_command, text)
+
+    def in_command(match: re.Match[str]) -> str:
+        flag, value = match["flag"], match["value"].lstrip("\"'")
+        told = value.startswith("${") or (flag and value.startswith("-") and not match["lead"].endswith("="))
+        secret = _secretive(flag) if flag else not _HARMLESS.search(match["name"])
+        return f"{match['lead']}{masks.mask(match['value'])}" if secret and not told else match[0]
+
+    text = _IN_COMMAND.sub(in_command, text)
     for secret in sorted(known, key=len, reverse=True):
         if len(secret) >= SHORTEST_SECRET:
-            text = text.replace(secret, MASK)
+            text = masks.hidden(text, secret)
     return text
 
 
-def _in_command(match: re.Match[str]) -> str:
-    flag, value = match["flag"], match["value"].lstrip("\"'")
-    told = value.startswith("${") or (flag and value.startswith("-") and not match["lead"].endswith("="))
-    secret = _secretive(flag) if flag else not _HARMLESS.search(match["name"])
-    return f"{match['lead']}{MASK}" if secret and not told else match[0]
-
-
-def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
+def masked_yaml(text: str, known: Iterable[str] = (), masks: Masks = _PLAIN) -> str:
     """A configuration's text without known secrets and without the values of keys, flags and assignments that name one.
 
     References to the environment and to macros stay: they reveal nothing, and show where the secret comes from.
     """
 
     def of_key(match: re.Match[str]) -> str:
-        return match[0] if match["value"].lstrip("\"'").startswith("${env.") else f"{match['lead']}{MASK}"
+        value = match["value"].rstrip()
+        if value.lstrip("\"'").startswith("${env."):
+            return match[0]
+        return match["lead"] + masks.mask(value) + match["value"][len(value) :]
 
-    return masked_text(_YAML.sub(of_key, text), known)
-
-
-def hidden_in(shown: str, real: str) -> list[tuple[str, str]]:
-    """What the masks in a shown line stand for, if `real` is that line without them: (word before the mask, secret)."""
-    parts = shown.split(MASK)
-    found = re.fullmatch("(.*?)".join(map(re.escape, parts)), real) if len(parts) <= MAX_MASKS_IN_LINE else None
-    return [] if found is None else list(zip(map(_lead, parts), found.groups(), strict=False))
-
-
-def _lead(text: str) -> str:
-    """The last word before a mask."""
-    words = text.split()
-    return words[-1] if words else ""
-
-
-def revealed(line: str, secrets: Mapping[str, Collection[str]]) -> str | None:
-    """An edited line with its secrets, each found by the word before it; None if a word has no secret or several."""
-    parts = line.split(MASK)
-    whole = parts[0]
-    for before, after in pairwise(parts):
-        found = secrets.get(_lead(before), ())
-        if len(found) != 1:
-            return None
-        whole += next(iter(found)) + after
-    return whole
+    return masked_text(_YAML.sub(of_key, text), known, masks)
 
 
 def named_secrets(text: str) -> list[str]:

@@ -7,13 +7,6 @@ export interface Shown {
   tag: string;
 }
 
-/** Whether a text that was made from `before` can replace `after`: the server finds the secret behind a mask by its
- * place, so among other masks it could put in that of somebody else. */
-export function keepsSecrets(text: string, before: string, after: string): boolean {
-  const masked = (shown: string) => shown.split(/^(?=[^\s#-])/m).filter((section) => section.includes("***")).join("");
-  return !text.includes("***") || masked(before) === masked(after);
-}
-
 export class Draft {
   /** What the server has, as it was last read. */
   readonly shown = signal<Shown | null>(null);

@@ -4,7 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { ApiError, errorText, maybe, request } from "../lib/api";
 import { type Checked, YAML, checkConfig, readConfig } from "../lib/configtext";
 import { DiffView } from "../lib/diffview";
-import { Draft, keepsSecrets } from "../lib/draft";
+import { Draft } from "../lib/draft";
 import type { Editor } from "../lib/editor";
 import { Icon } from "../lib/icons";
 import { plural } from "../lib/format";
@@ -66,10 +66,7 @@ export function ConfigPage() {
 
   // What is typed here becomes a change of the new text: the review shows the difference, and saving overwrites it.
   const compare = () =>
-    readConfig().then(({ text, tag }) => { if (mayReplace(draft.text.peek(), shown.peek()?.text ?? "", text)) draft.saved(text, tag), void review(); }).catch((problem: Error) => toast("error", problem.message));
-
-  const mayReplace = (text: string, before: string, after: string) =>
-    keepsSecrets(text, before, after) || toast("error", "Secrets (***) differ from the current file and could be mixed up: edit that instead");
+    readConfig().then(({ text, tag }) => (draft.saved(text, tag), void review())).catch((problem: Error) => toast("error", problem.message));
 
   const write = (text: string) => {
     draft.typed(text);
@@ -329,7 +326,7 @@ export function ConfigPage() {
           current={shown.value.text}
           busy={saving.value}
           restore={(version) => void restore(version, "The earlier configuration is used again")}
-          edit={(text) => { if (mayReplace(text, text, shown.peek()?.text ?? "")) write(text); }}
+          edit={write}
           onClose={() => (dialog.value = "")}
         />
       )}
