@@ -39,6 +39,7 @@ def write(context: CliContext, found: ScanResult, output: str, force: bool) -> N
         if path.exists() and not force:
             raise click.ClickException(f"{path} exists; --force replaces it, -o FILE writes elsewhere")
         path.write_text(text, encoding="utf-8")
+    losses = [f"{model.name}: not taken over: {', '.join(model.skipped)}" for model in found.models if model.skipped]
     if context.as_json:
         context.document(
             {
@@ -55,12 +56,13 @@ def write(context: CliContext, found: ScanResult, output: str, force: bool) -> N
         )
     elif output == "-":
         click.echo(text, nl=False)
+        for line in losses:
+            context.note(line, "yellow")
     else:
         summary = f"{counted(len(found.models), 'model')}, {counted(len(found.servers), 'running server')}"
         context.say(f"{output}: {summary}", "green")
-        for model in found.models:
-            if model.skipped:
-                context.say(f"{model.name}: not taken over: {', '.join(model.skipped)}", "yellow")
+        for line in losses:
+            context.say(line, "yellow")
         if any(model.active and model.words[0] == "llama-server" for model in found.models):
             context.say("llama-server was not found: install llama.cpp, or put its path into the commands", "yellow")
         if not found.models and not found.servers:

@@ -79,6 +79,9 @@ class OllamaTests(SynchronousTestCase):
         self.assertEqual(model.filters.system_prompt, 'Be\n"kind".')
         self.assertEqual(dict(model.filters.set_params), {"stop?": ["x"]})
         self.assertIn("llama3.2-1b: not taken over: the parameter tfs_z, the prompt template", done.stdout)
+        printed = invoke(["import", "ollama", "--from", str(root), "-o", "-"])
+        self.assertIn("llama3.2-1b: not taken over: the parameter tfs_z, the prompt template", printed.stderr)
+        self.assertEqual(load([ConfigText("x", printed.stdout)], {}).config.models["llama3.2-1b"], model)
 
     def test_import_names_the_models_that_it_skips(self):
         root = ollama_store(Path(self.mktemp()).absolute())
