@@ -163,8 +163,8 @@ class HostRoom:
     servers: Sequence[tuple[float, ModelState, int]]
 
 
-class RequestStage(Enum):
-    """How far a request has come."""
+class RequestStage:
+    """How far a request has come. Not an Enum, whose members Python 3.11 reads as slowly as it calls a function."""
 
     QUEUED = "queued"
     JOINED = "joined"
@@ -176,7 +176,7 @@ class QueuedRequest:
     """A ticket and its stage. `deadline` is the end of its fairness window."""
 
     ticket: Ticket
-    stage: RequestStage
+    stage: str
     deadline: float = 0.0
     position: int = 0
     starved: bool = False

@@ -57,7 +57,7 @@ class Transitions(SchedulerState):
 
     # -- requests ------------------------------------------------------------------------------------------
 
-    def _accept(self, ticket: Ticket, stage: RequestStage, server: ModelState) -> QueuedRequest:
+    def _accept(self, ticket: Ticket, stage: str, server: ModelState) -> QueuedRequest:
         entry = self.requests[ticket.number] = QueuedRequest(ticket, stage)
         server.unfinished += 1
         if stage is RequestStage.QUEUED:
