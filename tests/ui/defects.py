@@ -225,9 +225,9 @@ class MockDefects(harness.MockCase):
 
     def test_title_of_the_tab_names_the_open_page(self) -> None:
         page = self.page("models")
-        page.wait_for_function("document.title === 'Models \u00b7 llamaswap'")
+        harness.until(lambda: page.title() == "Models \u00b7 llamaswap")
         self.turn(page, "model?id=gpt-oss-120b")
-        page.wait_for_function("document.title === 'gpt-oss-120b \u00b7 llamaswap'")
+        harness.until(lambda: page.title() == "gpt-oss-120b \u00b7 llamaswap")
         self.turn(page, "nonsense")
         page.get_by_role("heading", name="No page").wait_for()
 
