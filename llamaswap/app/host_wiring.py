@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from llamaswap.app.host_files import Found, HostFiles
 from llamaswap.app.settings import ServiceContext
 from llamaswap.cluster.hosts import HostManager
+from llamaswap.cluster.known_host import KnownHost
 from llamaswap.cluster.ray_client import RayClient
 from llamaswap.cluster.ray_node import ClusterFolder, environment
 from llamaswap.cluster.remote_servers import RemoteServers
@@ -142,10 +143,7 @@ class HostParts:
 
     def document(self) -> HostsDocument:
         """The hosts, for the API."""
-        router, now = self.router(), self.context.reactor.seconds()
-        models: dict[str, list[str]] = {}
-        for status in router.running():
-            models.setdefault(router.host_of(status.model), []).append(status.model)
+        router, models = self.router(), self._models()
         ledger = router.hosts[""].ledger if "" in router.hosts else Ledger({})
         found = [
             HostDocument(
@@ -153,7 +151,7 @@ class HostParts:
                 online=True,
                 drained="" in self.manager.drained,
                 devices=_devices(ledger, {}),
-                models=models.get("", []),
+                models=models.get(HERE, []),
             )
         ]
         for name, host in sorted(self.manager.hosts.items()):
@@ -165,7 +163,7 @@ class HostParts:
                     online=host.online,
                     drained=host.facts is not None and host.facts.drained,
                     problem=host.problem or ("it leaves" if state is not None and state.leaving else ""),
-                    seen_seconds=None if host.seen is None else round(now - host.seen, 1),
+                    seen_seconds=self._seen_seconds(host),
                     labels=dict(host.labels),
                     devices=[] if state is None else _devices(state.ledger, state.names),
                     models=models.get(name, []),
@@ -174,16 +172,33 @@ class HostParts:
         lacking = host_findings(router.config.models.values(), router.hosts)
         return HostsDocument(found, self.problem, sorted(router.missed_hosts), lacking)
 
+    def _models(self) -> dict[str, list[str]]:
+        """The models that have a process, by host."""
+        router = self.router()
+        models: dict[str, list[str]] = {}
+        for status in router.running():
+            models.setdefault(router.host_of(status.model) or HERE, []).append(status.model)
+        return models
+
+    def _seen_seconds(self, host: KnownHost) -> float | None:
+        """How long ago a host answered."""
+        return None if host.seen is None else round(self.context.reactor.seconds() - host.seen, 1)
+
     def families(self) -> Iterator[MetricFamily]:
         """The hosts, for /metrics."""
         online = MetricFamily("gauge", "host_online", "Whether another host answers.", "host")
+        seen = MetricFamily("gauge", "host_seen_seconds", "How long ago another host answered.", "host")
         memory = MetricFamily("gauge", "host_memory_bytes", "Memory of a device of another host.", "host", "device")
         for name, host in sorted(self.manager.hosts.items()):
             online.values[(name,)] = int(host.online)
+            age = self._seen_seconds(host)
+            if age is not None:
+                seen.values[(name,)] = age
             for device, one in host.state.ledger.devices.items() if host.state is not None else ():
                 memory.values[name, device] = one.total * MIB
-        yield online
-        yield memory
+        model = MetricFamily("gauge", "host_model", "1 for a model that has a process on a host.", "host", "model")
+        model.values = {(host, name): 1 for host, names in self._models().items() for name in names}
+        yield from (online, seen, memory, model)
 
 
 def _devices(ledger: Ledger, names: Mapping[str, str]) -> list[DeviceDocument]:

@@ -43,6 +43,7 @@ PORT_LIMIT = 5.0  # seconds that the port of the agent may still be in use
 MAX_TOKEN = 1024  # characters of a file that are read
 RESERVED_MIB = 1024  # of RAM, for the system
 
+PORT = click.IntRange(1, 65535)
 STATE = click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="Folder of the token; as hosts.state."
 )
@@ -98,7 +99,7 @@ def require_ray() -> None:
 
 @hosts.command()
 @click.option("--address", default=own_address, show_default="this machine's", help="Where the other hosts reach it.")
-@click.option("--port", default=DEFAULT_PORT, show_default=True, help="The port on which they join.")
+@click.option("--port", type=PORT, default=DEFAULT_PORT, show_default=True, help="The port on which they join.")
 @STATE
 @PUBLIC
 @local
@@ -138,7 +139,7 @@ def init(context: CliContext, address: str, port: int, state: Path | None, publi
 )
 @click.option("--name", default=lambda: socket.gethostname().split(".")[0], show_default="the host name")
 @click.option("--address", help="This machine's address, for the other hosts.")
-@click.option("--port", default=AGENT_PORT, show_default=True, help="The port of its agent.")
+@click.option("--port", type=PORT, default=AGENT_PORT, show_default=True, help="The port of its agent.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label that `place` can ask for.")
 @click.option(
     "--drain-timeout",
@@ -172,15 +173,12 @@ def join(
     """
     for one in (head, address or ""):
         refuse_ipv6(one)
-    where, _, number = head.rpartition(":")
-    if not where or not number.isdigit():
-        where, head = head, f"{head}:{DEFAULT_PORT}"
+    where, head = _head(head)
     address = address or _address_towards(where)
     for one in (where, address):
         refuse_public(one, public)
     require_ray()
-    if not HOST_NAME.match(name) or not LABEL.match(name) or name == HERE:
-        raise click.ClickException(f"{name!r} cannot be the name of a host: letters, digits, `.`, `_` and `-` can")
+    _require_name(name)
     given = _labels(labels)
     folder = _folder(state)
     environ = environment(os.environ, folder)
@@ -196,6 +194,28 @@ def join(
     context.note(f"{name} joins {head}; llamaswap hosts leave, or Ctrl-C, ends it")
     words = node_words(head, address, name, port, given, _resources(ram))
     run_node(context, words, environ, head, Leaving(address, port, token, drain_timeout, context))
+
+
+def _head(given: str) -> tuple[str, str]:
+    """The host of HEAD, and HEAD with its port."""
+    where, _, number = given.rpartition(":")
+    if not where or not number.isdigit():
+        return given, f"{given}:{DEFAULT_PORT}"
+    if not 0 < int(number) < 65536:
+        raise click.ClickException(f"{given}: there is no port {number}; `llamaswap hosts init` prints the right one")
+    return where, given
+
+
+def _require_name(name: str) -> None:
+    """Raise an error if a host cannot have this name."""
+    if name == HERE:
+        raise click.ClickException(
+            f"`{HERE}` is the machine of llamaswap itself; --name NAME gives this one another name"
+        )
+    if not HOST_NAME.match(name) or not LABEL.match(name):
+        raise click.ClickException(
+            f"--name {name}: the name of a host has letters, digits, `.`, `_` and `-`, at most 63 of them"
+        )
 
 
 def _require_port(address: str, port: int) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError, ConnectionRefusedError
+from twisted.internet.error import TimeoutError as NoAnswer
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -125,8 +126,7 @@ class HostManager:
             if timer is not None and timer.active():
                 timer.cancel()
         for host in self.hosts.values():
-            if host.asking is not None:
-                host.asking.cancel()
+            host.stop_asking()
         self.ray.close()
 
     # -- Ray -----------------------------------------------------------------------------------------------
@@ -197,8 +197,7 @@ class HostManager:
         if host.timer is not None and host.timer.active():
             host.timer.cancel()
         del self.hosts[host.name]
-        if host.asking is not None:
-            host.asking.cancel()
+        host.stop_asking()
 
     def _keep_known(self) -> None:
         known = {
@@ -257,7 +256,7 @@ class HostManager:
         self.listener.host_seen(host.name, state)
         if not host.online:
             log.info("host {host} is online", host=host.name)
-        host.online, host.awaited = True, False
+        host.online, host.awaited, host.cut = True, False, False
         self._publish()
         self._send_needs(host)
         self._again(host, 0.05)  # a host whose state changes all the time must not keep the front busy
@@ -295,7 +294,7 @@ class HostManager:
 
     def _silent(self, failure: Failure, host: KnownHost, due: float) -> None:
         """An agent did not answer by `due`: if it was cut off it is asked at once, to see whether it is there."""
-        host.asking = None
+        cancelled, host.asking = host.asking is None, None
         if self._closed or self.hosts.get(host.name) is not host:
             return
         now = self.clock.seconds()
@@ -305,9 +304,13 @@ class HostManager:
         late = host.seen is None or now - host.seen >= self.settings().unseen - 0.01
         if host.online and (failure.check(ConnectionRefusedError) or late):
             self._offline(host, "its agent ended" if not late else "its agent does not answer")
-        elif not host.online:
+        elif lost:
+            host.cut = True
+            self._publish()
+        elif not host.online and not cancelled:
             refused = failure.check(ConnectionRefusedError)
-            host.problem = "its agent does not run" if refused else failure.getErrorMessage()
+            why = "it does not answer" if failure.check(NoAnswer) else failure.getErrorMessage()
+            host.problem = "its agent does not run" if refused else why
             if refused:
                 self._stop_awaiting(host)
         self._again(host, 0.01 if lost and host.online else RETRY_DELAY)
@@ -317,10 +320,9 @@ class HostManager:
         if not host.online:
             self._stop_awaiting(host)
             return
-        host.online = False
+        host.online = host.cut = False
         log.warn("host {host} is offline: {reason}", host=host.name, reason=reason)
-        if host.asking is not None:
-            host.asking.cancel()
+        host.stop_asking()
         self._publish()
 
     def _stop_awaiting(self, host: KnownHost) -> None:

@@ -18,7 +18,7 @@ from llamaswap.scheduling.memory import Device, MemoryNeed
 @define(eq=False)
 class KnownHost:
     """One host. `alive`: whether Ray lists its node as alive, None before the first list. `seen` is when its agent last
-    answered; `awaited`: an earlier program knew it, and it has not answered yet."""
+    answered; `awaited`: an earlier program knew it, and it has not answered yet; `cut`: see `HostFacts`."""
 
     name: str
     endpoint: Endpoint
@@ -26,6 +26,7 @@ class KnownHost:
     alive: bool | None = None
     online: bool = False
     awaited: bool = False
+    cut: bool = False
     seen: float | None = None
     known_since: float = 0.0
     problem: str = "it has not answered yet"
@@ -38,6 +39,12 @@ class KnownHost:
     declared: tuple[set[str], Mapping[str, MemoryNeed]] | None = None
     facts: HostFacts | None = None
 
+    def stop_asking(self) -> None:
+        """Cancel the request for its state, whose failure then says nothing about the host."""
+        asking, self.asking = self.asking, None
+        if asking is not None:
+            asking.cancel()
+
     def present_facts(
         self, now: float, drained: bool, needs: Callable[[Mapping[str, Device]], Mapping[str, MemoryNeed]]
     ) -> HostFacts:
@@ -49,6 +56,7 @@ class KnownHost:
             online=self.online,
             drained=drained,
             awaited=self.awaited,
+            cut=self.cut,
             failed=self.failed,
         )
         if self.state is None:

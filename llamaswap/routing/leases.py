@@ -16,12 +16,14 @@ from llamaswap.scheduling.effects import Ticket
 
 @define(eq=False)
 class ProcessInstance:
-    """One process of a model, from ready until it has exited. `unloaded`: an operator stopped it."""
+    """One process of a model, from ready until it has exited. `unloaded`: an operator stopped it; `cut`: its host may
+    have ended, see `HostFacts`."""
 
     endpoint: Endpoint
     generation: int
     lost: bool = False
     unloaded: bool = False
+    cut: bool = False
 
 
 class LeaseOwner(Protocol):
@@ -54,6 +56,11 @@ class Lease:
     def lost(self) -> bool:
         """Whether the server's process has exited."""
         return self._process.lost
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the server's host may have ended, which is known in some seconds."""
+        return self._process.cut and not self._process.lost and not self._process.unloaded
 
     @property
     def unloaded(self) -> bool:

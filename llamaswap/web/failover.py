@@ -57,7 +57,7 @@ async def require_retry(
         if not repeatable:
             raise UpstreamUnreachable(lease.ticket.model, str(error)) from error
     elif isinstance(error, UpstreamUnreachable):
-        exited = may_retry and await server_exited(lease, exchange, clock)
+        exited = may_retry and await server_exited(lease, request, clock)
         if lease.unloaded:
             # A second attempt would load again what an operator has just unloaded.
             raise ModelUnloaded(lease.ticket.model) from error
@@ -67,10 +67,20 @@ async def require_retry(
         raise error
 
 
-async def server_exited(lease: Lease, exchange: Exchange, clock: IReactorTime) -> bool:
-    """Whether the server that closed the connection has exited, or is known to have in a moment."""
-    if lease.lost:
-        return True
+async def server_exited(lease: Lease, request: ProxyRequest, clock: IReactorTime) -> bool:
+    """Whether the server that closed the connection has exited, or is known to have in a moment.
+
+    If the agent of another host ended, that is known when its servers have, and its models are loaded elsewhere then.
+    """
+    if not lease.lost:
+        await _pause(request.exchange, clock)
+    while lease.undecided and not request.cancelled:
+        await _pause(request.exchange, clock)
+    return lease.lost
+
+
+async def _pause(exchange: Exchange, clock: IReactorTime) -> None:
+    """Wait for a moment. Raises ClientGone."""
     waited: Deferred[None] = Deferred()
     timer = clock.callLater(EXIT_NOTICE_DELAY, waited.callback, None)
 
@@ -83,4 +93,3 @@ async def server_exited(lease: Lease, exchange: Exchange, clock: IReactorTime) -
     exchange.forget(client_gone)
     if exchange.gone:
         raise ClientGone()
-    return lease.lost

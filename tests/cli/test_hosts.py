@@ -92,8 +92,8 @@ class JoinTests(SynchronousTestCase):
         for words, reason in (
             ([], "give the token"),
             (["--token", "short"], "not a token"),
-            (["--name", "here"], "cannot be the name"),
-            (["--name", "a b"], "cannot be the name"),
+            (["--name", "here"], "is the machine of llamaswap itself"),
+            (["--name", "a b"], "the name of a host has letters"),
             (["--label", "gpu"], "KEY=VALUE"),
             (["--address", "fd00::1"], "IPv6"),
         ):
@@ -101,6 +101,14 @@ class JoinTests(SynchronousTestCase):
                 done = invoke([*base, *words])
             self.assertEqual(done.exit_code, 1, words)
             self.assertIn(reason, done.output)
+
+    def test_port_that_does_not_exist_is_refused_before_anything_is_done(self) -> None:
+        for words in (("init",), ("join", "10.0.0.5")):
+            for port in ("0", "99999"):
+                done = invoke(["hosts", *words, "--port", port, "--state", self.mktemp()])
+                self.assertEqual(done.exit_code, 2, done.output)
+                self.assertIn("--port", done.output)
+        self.assertIn("no port 99999", invoke(["hosts", "join", "10.0.0.5:99999", "--state", self.mktemp()]).output)
 
     def test_head_at_an_ipv6_address_is_refused_and_not_taken_for_one_with_a_port(self) -> None:
         for head in ("fd00::1", "[fd00::1]:6399", "[fd00::1]"):

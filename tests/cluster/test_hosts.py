@@ -140,9 +140,19 @@ class HostManagerTests(SynchronousTestCase):
         world.clock.advance(0.1)
         world.asked[-1][1].errback(ConnectError(string="closed"))
         self.assertTrue(world.online())
+        self.assertTrue(world.published[-1]["nas"].cut)
         world.clock.advance(0.01)
         world.asked[-1][1].errback(ConnectionRefusedError())
         self.assertFalse(world.online())
+        self.assertFalse(world.published[-1]["nas"].cut)
+
+    def test_host_that_answers_again_is_not_cut_off(self) -> None:
+        world = self.scene().joined()
+        world.clock.advance(0.1)
+        world.asked[-1][1].errback(ConnectError(string="closed"))
+        world.clock.advance(0.01)
+        world.answer()
+        self.assertEqual((world.online(), world.published[-1]["nas"].cut), (True, False))
 
     def test_silent_host_is_offline_after_unseen_and_online_when_it_answers(self) -> None:
         world = self.scene().joined()
@@ -176,6 +186,9 @@ class HostManagerTests(SynchronousTestCase):
             else:
                 world.clock.advance(0.9)
             self.assertFalse(world.online())
+            self.assertEqual(world.manager.hosts["nas"].problem, "its node died")
+            world.clock.pump([0.1] * 50)
+            self.assertEqual(world.manager.hosts["nas"].problem, "it does not answer")
 
     def test_host_whose_node_is_dead_has_its_servers_as_long_as_something_there_accepts_connections(self) -> None:
         """After the end of a node its agent lives for up to a second, and its servers for two more. A second process of

@@ -159,6 +159,28 @@ class ServeTests(SynchronousTestCase):
         self.stage.clock.advance(0.1)
         self.assertEqual(len(self.stage.forwarder.forwarded), 2)
 
+    def test_request_without_a_response_waits_until_its_host_has_ended_and_goes_elsewhere(self):
+        """It got 502 if a server of the host took more than a moment to end."""
+        asked = self.stage.post({"model": "alpha"})
+        process = self.stage.router.asked[0].lease.process
+        process.cut = True
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.stage.clock.pump([0.1] * 20)
+        self.assertEqual((asked.sink.status, asked.sink.ending), (0, ""))
+        process.lost = True
+        self.stage.clock.advance(0.1)
+        self.assertEqual(len(self.stage.forwarder.forwarded), 2)
+
+    def test_request_whose_host_answers_again_does_not_wait_for_its_end(self):
+        asked = self.stage.post({"model": "alpha"})
+        process = self.stage.router.asked[0].lease.process
+        process.cut = True
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.stage.clock.pump([0.1] * 5)
+        process.cut = False
+        self.stage.clock.advance(0.1)
+        self.assertEqual((asked.sink.status, len(self.stage.forwarder.forwarded)), (502, 1))
+
     def test_a_server_that_ends_between_its_readiness_and_the_grant_is_replaced_once(self):
         """core W15, core V57"""
         self.stage.router.auto = False
