@@ -150,7 +150,7 @@ class HostParts:
                 HERE,
                 online=True,
                 drained="" in self.manager.drained,
-                devices=_devices(ledger, {}),
+                devices=_devices(ledger.devices, {}),
                 models=models.get(HERE, []),
             )
         ]
@@ -165,7 +165,7 @@ class HostParts:
                     problem=host.problem or ("it leaves" if state is not None and state.leaving else ""),
                     seen_seconds=self._seen_seconds(host),
                     labels=dict(host.labels),
-                    devices=[] if state is None else _devices(state.ledger, state.names),
+                    devices=[] if state is None else _devices(host.devices, state.names),
                     models=models.get(name, []),
                 )
             )
@@ -194,15 +194,15 @@ class HostParts:
             age = self._seen_seconds(host)
             if age is not None:
                 seen.values[(name,)] = age
-            for device, one in host.state.ledger.devices.items() if host.state is not None else ():
+            for device, one in host.devices.items():
                 memory.values[name, device] = one.total * MIB
         model = MetricFamily("gauge", "host_model", "1 for a model that has a process on a host.", "host", "model")
         model.values = {(host, name): 1 for host, names in self._models().items() for name in names}
         yield from (online, seen, memory, model)
 
 
-def _devices(ledger: Ledger, names: Mapping[str, str]) -> list[DeviceDocument]:
+def _devices(devices: Mapping[str, Device], names: Mapping[str, str]) -> list[DeviceDocument]:
     return [
         DeviceDocument(device, names.get(device, ""), memory.total, memory.foreign)
-        for device, memory in sorted(ledger.devices.items())
+        for device, memory in sorted(devices.items())
     ]

@@ -29,7 +29,10 @@ class RayError(Exception):
 
 
 class ListNodes(Command):
-    """Each node that was joined by `llamaswap hosts join`: {host, alive, address, port, labels}."""
+    """Each node that was joined by `llamaswap hosts join`: {host, alive, address, port, labels, sizes}.
+
+    `sizes` are what can be reserved there, in MiB by device.
+    """
 
     arguments: ClassVar[list[tuple[bytes, Argument]]] = []
     response = [(b"nodes", Document())]

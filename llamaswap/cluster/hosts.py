@@ -155,7 +155,7 @@ class HostManager:
                 host = self._know(name, *where, node["labels"])
                 changed = True
             assert host is not None
-            host.alive = alive
+            host.alive, host.sizes = alive, node.get("sizes") or host.sizes
             if not alive:
                 host.ensured = False
                 if host.online:
@@ -163,9 +163,8 @@ class HostManager:
             elif not host.ensured:
                 host.ensured = True
                 self.ray.call(protocol.EnsureAgent, host=name).addErrback(self._no_agent, host)
-        latest = self.clock.seconds() - FORGET_AFTER
         for host in [one for one in self.hosts.values() if not one.online and not one.alive]:
-            if (host.known_since if host.seen is None else host.seen) < latest:
+            if self.clock.seconds() - (host.known_since if host.seen is None else host.seen) > FORGET_AFTER:
                 self._forget(host)
                 changed = True
         if changed:
@@ -189,7 +188,7 @@ class HostManager:
         endpoint = Endpoint("http", address, port, token=self.token)
         host = self.hosts[name] = KnownHost(name, endpoint, {str(k): str(v) for k, v in labels.items()})
         host.known_since = self.clock.seconds()
-        host.timer = self.clock.callLater(0, self._ask, host)
+        host.timer = self.clock.callLater(0, self._ask, host, host.known_since)
         return host
 
     def _forget(self, host: KnownHost) -> None:
@@ -214,10 +213,11 @@ class HostManager:
 
     # -- agents --------------------------------------------------------------------------------------------
 
-    def _ask(self, host: KnownHost) -> None:
-        """Ask a host for its state once; the next time follows from the response."""
+    def _ask(self, host: KnownHost, due: float) -> None:
+        """Ask a host for its state once, at `due`; the next time follows from the response."""
         if self._closed or self.hosts.get(host.name) is not host:
             return
+        self._forgive_stall(host, due)
         unseen, now = self.settings().unseen, self.clock.seconds()
         number = host.state.number if host.state is not None and host.online else 0
         path = f"/state?after={number}&front={self.front}&grace={self.settings().grace}&wait={unseen / 3}"
@@ -229,7 +229,7 @@ class HostManager:
 
     def _again(self, host: KnownHost, delay: float) -> None:
         if not self._closed and self.hosts.get(host.name) is host:
-            host.timer = self.clock.callLater(delay, self._ask, host)
+            host.timer = self.clock.callLater(delay, self._ask, host, self.clock.seconds() + delay)
 
     def _answered(self, response: HttpResponse, host: KnownHost) -> None:
         host.asking = None
@@ -297,11 +297,9 @@ class HostManager:
         cancelled, host.asking = host.asking is None, None
         if self._closed or self.hosts.get(host.name) is not host:
             return
-        now = self.clock.seconds()
-        if host.online and now > due + STALL:
-            host.seen = now  # its answer may wait to be read: it has `unseen` again
+        self._forgive_stall(host, due)
         lost = host.online and failure.check(ConnectError) and not failure.check(ConnectionRefusedError)
-        late = host.seen is None or now - host.seen >= self.settings().unseen - 0.01
+        late = host.seen is None or self.clock.seconds() - host.seen >= self.settings().unseen - 0.01
         if host.online and (failure.check(ConnectionRefusedError) or late):
             self._offline(host, "its agent ended" if not late else "its agent does not answer")
         elif lost:
@@ -314,6 +312,11 @@ class HostManager:
             if refused:
                 self._stop_awaiting(host)
         self._again(host, 0.01 if lost and host.online else RETRY_DELAY)
+
+    def _forgive_stall(self, host: KnownHost, due: float) -> None:
+        """A host has `unseen` again if this program, which noticed `due` late, stood still: its answer may wait."""
+        if host.online and self.clock.seconds() > due + STALL:
+            host.seen = self.clock.seconds()
 
     def _offline(self, host: KnownHost, reason: str) -> None:
         host.problem = reason

@@ -18,7 +18,8 @@ from llamaswap.scheduling.memory import Device, MemoryNeed
 @define(eq=False)
 class KnownHost:
     """One host. `alive`: whether Ray lists its node as alive, None before the first list. `seen` is when its agent last
-    answered; `awaited`: an earlier program knew it, and it has not answered yet; `cut`: see `HostFacts`."""
+    answered; `awaited`: an earlier program knew it, and it has not answered yet; `cut`: see `HostFacts`.
+    `sizes` are what can be reserved there, in MiB by device: `join` may offer less than there is."""
 
     name: str
     endpoint: Endpoint
@@ -27,6 +28,7 @@ class KnownHost:
     online: bool = False
     awaited: bool = False
     cut: bool = False
+    sizes: Mapping[str, int] = field(factory=dict)
     seen: float | None = None
     known_since: float = 0.0
     problem: str = "it has not answered yet"
@@ -38,6 +40,13 @@ class KnownHost:
     needs_sent: bool = False
     declared: tuple[set[str], Mapping[str, MemoryNeed]] | None = None
     facts: HostFacts | None = None
+
+    @property
+    def devices(self) -> dict[str, Device]:
+        """Its memory, as far as it can be reserved. What other programs use of the rest does not count."""
+        if self.state is None:
+            return {}
+        return {name: _offered(one, self.sizes.get(name, one.total)) for name, one in self.state.ledger.devices.items()}
 
     def stop_asking(self) -> None:
         """Cancel the request for its state, whose failure then says nothing about the host."""
@@ -66,8 +75,19 @@ class KnownHost:
             self.declared = set(devices), needs(devices)
         return evolve(
             facts,
-            ledger=evolve(self.state.ledger, needs={**self.state.ledger.needs, **self.declared[1]}),
+            ledger=evolve(
+                self.state.ledger, devices=self.devices, needs={**self.state.ledger.needs, **self.declared[1]}
+            ),
             drained=drained or self.state.leaving,
             missing=self.state.missing,
             cached_models=self.state.cached,
         )
+
+
+def _offered(device: Device, size: int) -> Device:
+    """A device of which models can use so much."""
+    beside = device.total - size
+    if beside <= 0:
+        return device
+    reserve = max(0, device.reserve - max(0, beside - device.foreign))
+    return evolve(device, total=size, reserve=reserve, foreign=max(0, device.foreign - beside))

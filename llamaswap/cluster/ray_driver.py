@@ -130,6 +130,11 @@ def nodes() -> list[dict[str, object]]:
             "address": address,
             "port": int(port) if port.isdigit() else AGENT_PORT,
             "labels": {name: value for name, value in labels.items() if not name.startswith("ray.io/")},
+            "sizes": {
+                name.removesuffix("_mib"): int(size)
+                for name, size in (node.get("Resources") or {}).items()
+                if name.endswith("_mib")
+            },
         }
     return list(found.values())
 

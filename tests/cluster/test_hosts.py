@@ -24,7 +24,10 @@ from llamaswap.discover.missing import NeededFiles
 from llamaswap.errors import HostRefused
 from llamaswap.http_client import HttpResponse
 from llamaswap.scheduling.hosts import FailedStart, HostFacts
+from llamaswap.scheduling.memory import Device, Ledger
 from tests.cluster.test_agent_protocol import STATE
+
+NODE = {"host": "nas", "alive": True, "address": "10.0.0.2", "port": 6400, "labels": {"gpu": "x"}}
 
 
 @define(eq=False)
@@ -111,7 +114,7 @@ class World:
         return self.published[-1]["nas"].online
 
     def joined(self) -> World:
-        self.ray.nodes = [{"host": "nas", "alive": True, "address": "10.0.0.2", "port": 6400, "labels": {"gpu": "x"}}]
+        self.ray.nodes = [dict(NODE)]
         self.manager.open()
         self.clock.advance(1.0)
         self.clock.advance(0.0)
@@ -134,6 +137,17 @@ class HostManagerTests(SynchronousTestCase):
         self.assertEqual(world.seen, [("nas", STATE.engines)])
         self.assertIn(("EnsureAgent", {"host": "nas"}), world.ray.asked)
         self.assertIn("front=5", world.asked[-1][0])
+
+    def test_host_has_the_memory_that_can_be_reserved_there(self) -> None:
+        """More was loaded than `hosts join --ram` offers: the reservation failed, and no model was evicted."""
+        for size, expected in ((1000, Device(100, 0, 10)), (40, Device(40)), (95, Device(95, 0, 5))):
+            world = self.scene()
+            world.ray.nodes = [{**NODE, "sizes": {"ram": size}}]
+            world.manager.open()
+            world.clock.pump([1.0, 0.0])
+            world.answer(ledger=Ledger({"ram": Device(100, 0, 10), "gpu0": Device(7)}))
+            devices = world.published[-1]["nas"].ledger.devices
+            self.assertEqual(devices, {"ram": expected, "gpu0": Device(7)})
 
     def test_host_whose_connection_is_cut_is_asked_at_once_and_offline_when_it_refuses(self) -> None:
         world = self.scene().joined()
@@ -166,14 +180,16 @@ class HostManagerTests(SynchronousTestCase):
 
     def test_hosts_have_not_vanished_when_this_program_stood_still(self) -> None:
         """A front that was suspended loaded the models of its hosts a second time, and cut their streams."""
-        world = self.scene().joined()
-        world.clock.advance(0.1)
-        world.clock.advance(60.0)
-        self.assertTrue(world.online())
-        world.clock.pump([0.1] * 39)
-        self.assertTrue(world.online())
-        world.clock.pump([0.1] * 10)
-        self.assertFalse(world.online())
+        for asked in (True, False):
+            world = self.scene().joined()
+            if asked:
+                world.clock.advance(0.1)
+            world.clock.advance(60.0)
+            self.assertTrue(world.online())
+            world.clock.pump([0.1] * 39)
+            self.assertTrue(world.online())
+            world.clock.pump([0.1] * 10)
+            self.assertFalse(world.online())
 
     def test_host_whose_node_is_dead_is_offline_although_it_is_only_silent(self) -> None:
         for refused in (False, True):
