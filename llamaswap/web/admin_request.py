@@ -130,10 +130,10 @@ class AdminRequest:
         return values[0] if values else None
 
     def has_tag(self, condition: bytes, tag: bytes) -> bool:
-        """Whether a conditional header names this entity tag, or any. A proxy that compresses makes tags weak; they
-        name the same content."""
+        """Whether a conditional header names this entity tag, or any. A proxy that compresses makes tags weak, and a
+        shell takes their quotes; they name the same content."""
         given = (one.strip().removeprefix(b"W/") for one in (self.first(condition) or b"").split(b","))
-        return any(one in (b"*", tag) for one in given)
+        return any(one in (b"*", tag, tag.strip(b'"')) for one in given)
 
     @property
     def client(self) -> str:

@@ -7,6 +7,7 @@ passthrough are resources that check the API key themselves.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from http.client import responses
 from inspect import isawaitable
 from types import FunctionType
 from urllib.parse import unquote
@@ -216,6 +217,14 @@ class AdminRoot(Resource):
         return rendered
 
 
+class SiteRequest(Request):
+    """A request whose status line has a reason for every status: twisted.web knows neither 422 nor 428."""
+
+    def setResponseCode(self, code: int, message: bytes | None = None) -> None:
+        """Set the status, and its standard reason phrase unless another one is given."""
+        super().setResponseCode(code, message or responses.get(code, "").encode())
+
+
 class AdminSite(Site):
     """A Site that writes the access log, also for clients that left before the end of their response.
 
@@ -223,6 +232,7 @@ class AdminSite(Site):
     """
 
     noisy = False
+    requestFactory = SiteRequest
 
     def __init__(
         self,

@@ -86,7 +86,7 @@ class ConfigEndpoints:
         """The configuration file, secrets masked; the ETag is that of the unmasked text."""
         return self._shown(call, self._text())
 
-    @route("PUT", "/api/config", runs_commands=True, body=str, body_type=YAML, answer=Impact)
+    @route("PUT", "/api/config", runs_commands=True, needs_tag=True, body=str, body_type=YAML, answer=Impact)
     @_on_worker
     def replace(self, call: AdminRequest) -> Response:
         """Replace the configuration file, if it is still the text that was edited and the new text can be used."""
@@ -138,7 +138,7 @@ class ConfigEndpoints:
         self._allowed()
         return self._shown(call, self._earlier(call))
 
-    @route("POST", "/api/config/history/<string:version>/restore", runs_commands=True, answer=Impact)
+    @route("POST", "/api/config/history/<string:version>/restore", runs_commands=True, needs_tag=True, answer=Impact)
     @_on_worker
     def restore(self, call: AdminRequest) -> Response:
         """Use an earlier text again, by the rules for a new one."""

@@ -25,6 +25,13 @@ PRIMITIVES: Mapping[object, str] = {
     NoneType: "null",
 }
 STRING: JsonObject = {"type": "string"}
+IF_MATCH: JsonObject = {
+    "name": "If-Match",
+    "in": "header",
+    "required": True,
+    "schema": STRING,
+    "description": "The ETag of GET /api/config; without it the answer is 428, with that of an older text 412.",
+}
 
 
 @frozen
@@ -97,6 +104,8 @@ class Schemas:
             schema: JsonObject = {"type": query.kind}
             kind = {"type": "array", "items": schema} if query.repeatable else schema
             parameters.append({"name": query.name, "in": "query", "schema": kind, "description": query.about})
+        if route.needs_tag:
+            parameters.append(IF_MATCH)
         responses: JsonObject = {
             str(route.status): self._response(route),
             "default": {

@@ -53,6 +53,8 @@ class Route:
     nothing, else `admin`.
     `cross_origin`: any page may read the response, even without a key.
 
+    `needs_tag`: the request must have the header `If-Match`.
+
     `content` is the media type of the response, and `answer` the type of its document; `body_type` and `body` say the
     same of the request's body. `error` is a further type of its errors, beside those of the API; `may_be_empty`: it may
     answer 202 without a document.
@@ -67,6 +69,7 @@ class Route:
     scope: str = ""
     key: Literal["checked", "by handler", "not needed"] = "checked"
     query: tuple[QueryParameter, ...] = ()
+    needs_tag: bool = False
     content: str = "application/json"
     answer: object = None
     body: object = None

@@ -1,4 +1,5 @@
 import re
+from http.client import responses
 
 from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import TestCase
@@ -83,6 +84,22 @@ class ReplaceTests(TestCase):
         self.assertEqual(world.ask("/api/config", "PUT", KEY, b"x").status, 428)
         self.assertEqual(self.put(world, b"x", '"other"').status, 412)
         self.assertEqual(world.files.written, [])
+
+    def test_status_line_of_a_refused_edit_has_the_reason_phrase(self):
+        """twisted.web knows neither of these statuses: it wrote `428 Unknown Status`."""
+        tag = self.world().ask("/api/config", headers=KEY).headers["etag"]
+        for headers, status in ((KEY, 428), ([*KEY, ("If-Match", tag)], 422)):
+            world = self.world(answer=ConfigError([Problem("broken")]))
+            client = world.open("/api/config", "PUT", headers, b"x")
+            self.assertEqual(client.received.partition(b"\r\n")[0].decode(), f"HTTP/1.1 {status} {responses[status]}")
+
+    def test_tag_without_its_quotes_is_known(self):
+        world = self.world()
+        tag = world.ask("/api/config", headers=KEY).headers["etag"].strip('"')
+        self.assertEqual(world.ask("/api/config", headers=[*KEY, ("If-None-Match", tag)]).status, 304)
+        self.assertEqual(self.put(world, b"x", tag[1:]).status, 412)
+        self.assertEqual(self.put(world, b"x", "").status, 412)
+        self.assertEqual(self.put(world, b"models: {}", tag).status, 200)
 
     def test_a_tag_that_a_proxy_made_weak_or_put_among_others_is_known(self):
         """nginx does that where it compresses: every edit through it was refused as one of an old text."""

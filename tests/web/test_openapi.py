@@ -41,6 +41,13 @@ class DocumentTests(TestCase):
             names = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
             self.assertEqual(names, {match[2] for match in PATH_VARIABLE.finditer(route.rule)})
 
+    def test_edit_of_the_configuration_requires_the_header_that_names_the_edited_text(self):
+        paths = self.document["paths"]
+        for operation in (paths["/api/config"]["put"], paths["/api/config/history/{version}/restore"]["post"]):
+            found = [(one["name"], one["required"]) for one in operation["parameters"] if one["in"] == "header"]
+            self.assertEqual(found, [("If-Match", True)])
+        self.assertNotIn("header", [one["in"] for one in paths["/api/config"]["get"]["parameters"]])
+
     def test_summary_is_the_first_sentence_of_the_handlers_docstring(self):
         operation = self.document["paths"]["/models/load"]["post"]
         self.assertEqual(operation["summary"], "Begin to load the model that the body names, like llama.cpp's router")
