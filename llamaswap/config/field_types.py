@@ -7,6 +7,7 @@ them and `jsonschema` describes them, so that neither can differ from the record
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -22,6 +23,7 @@ from llamaswap.config.secret import Secret
 TRUE_WORDS = frozenset({"y", "Y", "yes", "Yes", "YES", "on", "On", "ON"})
 FALSE_WORDS = frozenset({"n", "N", "no", "No", "NO", "off", "Off", "OFF"})
 MAPPING_HINT = "write it as {name: value}"
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)")
 UNSET: Any = object()  # the field keeps its default
 
 # A value that is not text may be written as one macro that has a value of its type.
@@ -94,11 +96,16 @@ def text(node: Node, path: str = "", report: Diagnostics | None = None) -> str:
     return node.text
 
 
+def number_hint(value: object) -> str:
+    """The hint for a value that should be a number: about quotes only if it is a number in quotes."""
+    return "write it without quotes" if isinstance(value, str) and NUMBER.fullmatch(value) else ""
+
+
 def integer(node: Node, path: str = "", report: Diagnostics | None = None) -> int:
     """The whole number of a scalar; a float is cut towards zero."""
     value = node.value if isinstance(node, ScalarNode) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeMismatch("a whole number", "write it without quotes" if isinstance(value, str) else "")
+        raise TypeMismatch("a whole number", number_hint(value))
     if isinstance(value, float) and not math.isfinite(value):
         raise TypeMismatch("a whole number")
     number = int(value)

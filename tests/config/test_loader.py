@@ -195,6 +195,13 @@ class Sections(LoadCase):
 
 
 class ModelValues(LoadCase):
+    def test_word_without_quotes_gets_no_hint_to_leave_them_out(self):
+        hint = "without quotes"
+        for value, hinted in (("soon", False), ("10s", False), ('"10"', True), ("'1.5'", True)):
+            self.assertEqual(hint in self.err(owl(f"cmd: x, px, ttl: {value}"), "a whole number"), hinted)
+            body = f"cmd: x, px, filters: {{clampParams: {{temperature: {{min: {value}}}}}}}"
+            self.assertEqual(hint in self.err(owl(body), "numbers for min and max"), hinted)
+
     def test_ttl_falls_back_to_the_global_one(self):
         """config T080"""
         for given, want in (("", 300), (", ttl: 0", 0), (", ttl: 9", 9), (", ttl: -1", 300)):

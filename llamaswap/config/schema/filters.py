@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from llamaswap.config.diagnostics import Diagnostics
-from llamaswap.config.field_types import TypeMismatch, ValueType, mapping_of
+from llamaswap.config.field_types import TypeMismatch, ValueType, mapping_of, number_hint
 from llamaswap.config.nodes import Node, plain
 
 _BOUND_SCHEMA = {
@@ -32,7 +32,7 @@ def _bounds(node: Node, path: str, report: Diagnostics) -> Bounds:
         raise TypeMismatch("a mapping of min, max or both", "write it as {min: 0, max: 2}")
     for value in found.values():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise TypeMismatch("numbers for min and max", "write them without quotes")
+            raise TypeMismatch("numbers for min and max", number_hint(value))
     bounds = Bounds(found.get("min"), found.get("max"))
     if bounds.least is not None and bounds.most is not None and bounds.least > bounds.most:
         raise TypeMismatch("a min that is not larger than max")
