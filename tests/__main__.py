@@ -254,6 +254,9 @@ def together(tally, name, others):
 
 
 def main(names):
+    if {"-h", "--help"}.intersection(names):
+        print(__doc__.strip())
+        return 0
     unknown = [name for name in names if name not in STEPS]
     if unknown:
         print(f"no such step: {', '.join(unknown)}; there are: {', '.join(STEPS)}", file=sys.stderr)

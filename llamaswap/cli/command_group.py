@@ -51,6 +51,13 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "stop": ("unload",),
 }
 """Names that other programs have for a command -> the command and its first options."""
+ELSEWHERE: Mapping[str, str] = {
+    "doctor": "llamaswap check finds what is wrong with a configuration",
+    "usage": "the page Usage, or GET /api/usage, shows who used what",
+    "version": "llamaswap -version shows it",
+    "why": "the page of a request says where its time went, and GET /api/plan?model=NAME what a load would unload",
+}
+"""Words that are tried as commands -> what shows that instead."""
 COMPLETE = "_LLAMASWAP_COMPLETE"
 WANTS_JSON = "llamaswap.json"  # in the context's meta: whether the words have --json
 
@@ -63,6 +70,7 @@ class UnknownCommand(click.ClickException):
     def __init__(self, word: str) -> None:
         near = get_close_matches(word, [*COMMANDS, *ALIASES], n=1)
         advice = f"did you mean {near[0]}?" if near else "llamaswap help lists them"
+        advice = ELSEWHERE.get(word, advice)
         super().__init__(f"unknown command {word}; {advice}")
 
 

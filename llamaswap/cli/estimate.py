@@ -104,12 +104,21 @@ def estimate(context: CliContext, what: str, config: Path, **flags: object) -> N
     answer = estimated(model, argv, environment, machine(os.environ))
     measured = learned(context.client, model.id) if model is not None else None
     if context.as_json:
-        context.document({"model": what, **_document(answer), "learned": measured})
+        context.document({"model": what, **_document(answer, measured), "learned": measured})
     else:
         _print(context, what, answer, measured)
 
 
-def _document(answer: Estimate | None) -> dict[str, object]:
+def _document(answer: Estimate | None, measured: JsonObject | None) -> dict[str, object]:
+    if answer is None and measured is not None:
+        return {
+            "source": measured["source"],
+            "why": f"{measured['samples']} measurements",
+            "firm": measured["source"] == "learned",
+            "ram_mib": measured["ram_mib"],
+            "gpus": [[{"device": None, "mib": share} for share in option] for option in measured["gpus"]],
+            "parts": [],
+        }
     if answer is None:
         return {"source": None, "why": UNKNOWN, "firm": False, "ram_mib": None, "gpus": [], "parts": []}
     need = answer.need
@@ -130,7 +139,8 @@ def _print(context: CliContext, what: str, answer: Estimate | None, measured: Js
         text = " and ".join([*places, f"{size(measured['ram_mib'])} of RAM"])
         context.say(f"{what} {measured['source']}: {text}, from {measured['samples']} measurements", "green")
     if answer is None:
-        context.say(f"{what}: {UNKNOWN}")
+        if measured is None:
+            context.say(f"{what}: {UNKNOWN}")
         return
     context.say(f"{what} {answer.need.source}: {answer.why}")
     if answer.parts:

@@ -28,6 +28,7 @@ SWITCHES = {
     "validate": "check the configuration, print what is wrong, and exit (0: it is valid)",
     "version": "print the version and exit",
 }
+COMMAND_OPTIONS = ("json", "key", "url")  # of most commands, none of the server
 DEFAULT_CONFIG = "config.yaml"  # in the current folder, if no configuration is named
 TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
@@ -103,9 +104,18 @@ def _is_server_flag(word: str) -> bool:
     return word.startswith("-") and (name in VALUE_FLAGS or name in SWITCHES or name in ("h", "help"))
 
 
+def _check_first_word(words: Sequence[str]) -> None:
+    """Exit if the first word is an option of commands, which the server does not have."""
+    option = words[0].lstrip("-").partition("=")[0] if words and words[0].startswith("-") else ""
+    if option in COMMAND_OPTIONS:
+        print(f"put --{option} after the command: llamaswap ps --{option} ...", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `llamaswap` console script."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _check_first_word(words)
     if words[:1] == ["serve"] or (words[:1] == ["start"] and (len(words) == 1 or _is_server_flag(words[1]))):
         words = words[1:]
     if (words and not words[0].startswith("-")) or "_LLAMASWAP_COMPLETE" in os.environ:

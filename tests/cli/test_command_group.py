@@ -50,6 +50,14 @@ class AppTests(SynchronousTestCase):
             self.assertEqual(invoke(words).stderr, "Error: unknown command unlaod; did you mean unload?\n")
         self.assertEqual(invoke(["xyz"]).stderr, "Error: unknown command xyz; llamaswap help lists them\n")
 
+    def test_word_for_what_another_command_or_page_shows_is_answered_with_that(self):
+        for word, part in (("usage", "/api/usage"), ("doctor", "llamaswap check"), ("why", "/api/plan?model="),
+                           ("version", "llamaswap -version")):  # fmt: skip
+            done = invoke([word])
+            self.assertEqual(done.exit_code, 2)
+            self.assertIn(f"unknown command {word}; ", done.stderr)
+            self.assertIn(part, done.stderr)
+
     def test_names_of_other_programs_are_accepted(self):
         server = Server().on("GET /running", {"running": []}).on("GET /api/queue", {"queue": []})
         server.on("GET /v1/models", {"data": [{"id": "owl"}]})

@@ -103,6 +103,16 @@ class EstimateTests(SynchronousTestCase):
             server = Server().on("GET /api/memory", answer)
             self.assertIsNone(self.document("owl", config=config, server=server)["learned"])
 
+    def test_measured_model_is_not_called_unknown_too(self):
+        config = "models: {odd: {cmd: 'thing --port ${PORT}'}}"
+        server = Server().on("GET /api/memory", {"needs": {"odd": LEARNED}})
+        done = self.run_estimate("odd", config=config, server=server)
+        self.assertIn("odd learned: 9.0 GiB on GPUs", done.stdout)
+        self.assertNotIn("unknown", done.stdout)
+        found = self.document("odd", config=config, server=server)
+        self.assertEqual((found["source"], found["ram_mib"]), ("learned", 500))
+        self.assertEqual(found["gpus"], [[{"device": None, "mib": 9216}]])
+
     def test_model_that_nothing_is_known_of_is_said_to_be_loaded_alone(self):
         config = "models: {odd: {cmd: 'thing --port ${PORT}'}}"
         done = self.run_estimate("odd", config=config)

@@ -66,6 +66,14 @@ class ExitTests(SynchronousTestCase):
         self.assertEqual(code, 2)
         self.assertIn("-watch-config", err)
 
+    def test_option_of_commands_before_the_command_is_told_its_place(self):
+        for words in (["--key", "K", "ps"], ["--url", "http://h", "ps"], ["-url=http://h", "ps"], ["--json", "ps"]):
+            code, _, err = self.run_main(*words)
+            name = words[0].lstrip("-").partition("=")[0]
+            self.assertEqual(code, 2)
+            self.assertIn(f"put --{name} after the command", err)
+            self.assertNotIn("-watch-config", err)
+
     def test_help_exits_0(self):
         self.assertEqual(self.run_main("-h")[0], 0)
 
