@@ -21,7 +21,7 @@ from llamaswap.config.field_types import (
     keys_of,
 )
 from llamaswap.config.policies.groups import DEFAULT_GROUP
-from llamaswap.web.secret_masking import MASK, known_secrets, masked_command, masked_text
+from llamaswap.web.secret_masking import MASK, harmless, known_secrets, masked_command, masked_text
 
 LEGACY_KEYS = {"groups", "matrix"}  # `routing` has the same settings
 SECRET_NAME = re.compile(r"(api[-_]?key|token|secret|passw(or)?d|credential|authorization|auth[-_]?key)", re.IGNORECASE)
@@ -108,7 +108,11 @@ def _quoted(word: str) -> str:
 
 def _assignment(entry: str, known: list[str]) -> str:
     name, equals, value = entry.partition("=")
-    return f"{name}{equals}{MASK}" if SECRET_NAME.search(name) else masked_text(entry, known) if value else entry
+    return f"{name}{equals}{MASK}" if _is_secret(name) else masked_text(entry, known) if value else entry
+
+
+def _is_secret(name: str) -> bool:
+    return bool(SECRET_NAME.search(name)) and not harmless(name)
 
 
 def _masked(value: object, known: list[str], name: str = "") -> object:
@@ -120,5 +124,5 @@ def _masked(value: object, known: list[str], name: str = "") -> object:
     if isinstance(value, list | tuple):
         return [_masked(inner, known) for inner in value]
     if isinstance(value, str):
-        return MASK if name and SECRET_NAME.search(name) else masked_text(value, known)
+        return MASK if _is_secret(name) else masked_text(value, known)
     return value

@@ -86,10 +86,12 @@ class SlidingSum:
 
 @define(eq=False)
 class KeyMeter:
-    """The counters of one key. `refused` counts the requests that a limit refused since the start."""
+    """The counters of one key. `refused` counts the requests that a limit refused since the start, `reserved` the
+    estimated tokens of requests whose real number is not known yet."""
 
     key: ApiKey
     running: int = field(default=0, init=False)
+    reserved: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
     requests: SlidingSum = field(factory=lambda: SlidingSum(MINUTE), init=False)
     tokens: SlidingSum = field(factory=lambda: SlidingSum(MINUTE), init=False)
@@ -117,6 +119,8 @@ class KeyMeter:
             used = counter.sum(now) if limit else 0
             # A request that is larger than the limit is served if nothing else is: it could never be otherwise.
             if (used and used + estimate > limit) or (limit and used >= limit):
+                if used - self.reserved + estimate <= limit:
+                    return self._reached(f"{words} with the requests in progress", 1.0, now)
                 wait = counter.seconds_until(now, max(0, min(limit - 1, limit - estimate)))
                 return self._reached(words, wait, now, budget=counter is self.spent)
         return None
@@ -206,6 +210,7 @@ class CountedRequest:
             worked = self._status < 400 if self._status else self._granted
             tokens = self.reserved + self._written if worked else 0
         now = self._wall()
+        self._meter.reserved -= self.reserved
         for counter in (self._meter.tokens, self._meter.spent):
             if counter is not self._meter.spent or counter is self._spent:
                 counter.add(now, -self.reserved, self.began)
@@ -271,6 +276,7 @@ class KeyUsage:
         counted.refusal = meter.refusal(now, estimate)
         if counted.refusal is None:
             meter.running += 1
+            meter.reserved += estimate
             meter.requests.add(now, 1)
             meter.tokens.add(now, estimate)
             meter.spent.add(now, estimate)

@@ -26,7 +26,11 @@ _WORD = r"(?:api[-_]?key|token|secret|passw(?:or)?d|credential|authorization|aut
 # --max-tokens and --tokenizer carry no secrets, however their names sound.
 _FLAG = re.compile(rf"--?(?:[\w-]*[-_])?{_WORD}s?(?![\w])", re.IGNORECASE)
 _ASSIGNED = re.compile(rf"(?P<name>[\w.-]*{_WORD}s?)=(?P<value>.+)", re.IGNORECASE | re.DOTALL)
-_HARMLESS = re.compile(r"(?:max|num|n|min|batch|special|stop|eos|bos|pad)[-_]?(?:[\w-]*[-_])?tokens?$", re.IGNORECASE)
+_HARMLESS = re.compile(
+    r"^tokens$|(?:max|num|n|min|batch|special|stop|eos|bos|pad|budget|completion|prompt|total|new)"
+    r"[-_]?(?:[\w-]*[-_])?tokens?$",
+    re.IGNORECASE,
+)
 _YAML = re.compile(
     rf"(?im)^(?P<lead>[ \t]*(?:-[ \t]+)?[\"']?[\w.-]*{_WORD}[\"']?[ \t]*:[ \t]*)(?P<value>[^\s#\[{{|>&*][^\n#]*)"
 )
@@ -37,7 +41,17 @@ _IN_COMMAND = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _KEY = re.compile(rf"[\w.-]*{_WORD}s?", re.IGNORECASE)
-_KEY_LINE = re.compile(rf"[ \t]*(?:-[ \t]+)?[\"']?[\w.-]*{_WORD}s?[\"']?[ \t]*:(?P<rest>.*)", re.IGNORECASE)
+_KEY_LINE = re.compile(rf"[ \t]*(?:-[ \t]+)?[\"']?(?P<name>[\w.-]*{_WORD}s?)[\"']?[ \t]*:(?P<rest>.*)", re.IGNORECASE)
+# What an entry of apiKeys says besides the key itself.
+SAID_OF_KEYS = frozenset(
+    {
+        *("name", "scopes", "models", "priority", "maxParallel", "rpm", "tpm", "budget", "tokens", "window", "expires"),
+        *("filters", "maxTokens", "maxDuration"),
+    }
+)
+_PAIR = re.compile(
+    r"[\"']?(?P<name>[A-Za-z]\w*)[\"']?[ \t]*:(?:[ \t]+(?:\[[^\]]*\]?|\{|\"[^\"]*\"?|'[^']*'?|[^,}\]\s]*)|$)"
+)
 _WORDS = re.compile(r"[^\s,\[\]{}\"'#|>]+")
 _REFERENCE = re.compile(r"\$\{env\.[^}]*\}")
 _REFERRED = "environment-reference"  # replaces one while a text is searched
@@ -45,7 +59,12 @@ _REFERRED = "environment-reference"  # replaces one while a text is searched
 
 def _secretive(flag: str) -> bool:
     name = flag.lstrip("-")
-    return bool(_FLAG.fullmatch(flag)) and not _HARMLESS.search(name) and name.lower() != "tokens"
+    return bool(_FLAG.fullmatch(flag)) and not harmless(name)
+
+
+def harmless(name: str) -> bool:
+    """Whether what has this name is a number of tokens, or a special token, though the name sounds like a secret."""
+    return bool(_HARMLESS.search(name))
 
 
 def masked_command(argv: Sequence[str], known: Iterable[str] = ()) -> list[str]:
@@ -64,7 +83,7 @@ def masked_command(argv: Sequence[str], known: Iterable[str] = ()) -> list[str]:
             hide = True
         else:
             assigned = _ASSIGNED.fullmatch(word)
-            if assigned and not word.startswith("-") and not _HARMLESS.search(assigned["name"]):
+            if assigned and not word.startswith("-") and not harmless(assigned["name"]):
                 word = f"{assigned['name']}={MASK}"
         shown.append(masked_text(word, known))
     return shown
@@ -125,7 +144,7 @@ def masked_text(text: str, known: Iterable[str], masks: Masks = _PLAIN) -> str:
     def in_command(match: re.Match[str]) -> str:
         flag, value = match["flag"], match["value"].lstrip("\"'")
         told = value.startswith("${") or (flag and value.startswith("-") and not match["lead"].endswith("="))
-        secret = _secretive(flag) if flag else not _HARMLESS.search(match["name"])
+        secret = _secretive(flag) if flag else not harmless(match["name"])
         return f"{match['lead']}{masks.mask(match['value'])}" if secret and not told else match[0]
 
     text = _IN_COMMAND.sub(in_command, text)
@@ -143,7 +162,7 @@ def masked_yaml(text: str, known: Iterable[str] = (), masks: Masks = _PLAIN) -> 
 
     def of_key(match: re.Match[str]) -> str:
         value = match["value"].rstrip()
-        if value.lstrip("\"'").startswith("${env."):
+        if value.lstrip("\"'").startswith("${env.") or harmless(match["lead"].strip(" \t-\"':")):
             return match[0]
         return match["lead"] + masks.mask(value) + match["value"][len(value) :]
 
@@ -153,7 +172,7 @@ def masked_yaml(text: str, known: Iterable[str] = (), masks: Masks = _PLAIN) -> 
 def named_secrets(text: str) -> list[str]:
     """The values in a configuration's text whose keys name a secret, also in lists, in force or not.
 
-    In a text that is not YAML, every word below such a key counts as a secret.
+    In a text that is not YAML, every word below such a key counts as a secret, but for what else is said of an API key.
     """
     plain_text = _REFERENCE.sub(_REFERRED, text)
     try:
@@ -166,7 +185,7 @@ def named_secrets(text: str) -> list[str]:
 def _values_below(node: Node, *, secret: bool) -> Iterator[str]:
     if isinstance(node, MappingNode):
         for name, child in node.entries.items():
-            named = bool(_KEY.fullmatch(name)) and not _HARMLESS.search(name)
+            named = bool(_KEY.fullmatch(name)) and not harmless(name)
             yield from _values_below(child, secret=named or (secret and name == "key"))
     elif isinstance(node, SequenceNode):
         for child in node.items:
@@ -178,14 +197,23 @@ def _values_below(node: Node, *, secret: bool) -> Iterator[str]:
 
 def _words_below(text: str) -> Iterator[str]:
     depth: int | None = None
+    list_of_names: int | None = None  # the column of the name above a list of models or scopes
     for line in text.splitlines():
-        here = len(line) - len(line.lstrip())
+        bare = line.lstrip()
+        here = len(line) - len(bare)
         named = _KEY_LINE.match(line)
-        if named:
-            depth, line = here, named["rest"]
-        elif depth is None or (line.strip() and here <= depth and not line.lstrip().startswith("-")):
+        if named and not harmless(named["name"]):
+            depth, list_of_names, line = here, None, named["rest"]
+        elif depth is None or (bare and here <= depth and not bare.startswith("-")):
             depth = None
             continue
+        if list_of_names is not None and bare.startswith("-") and here >= list_of_names:
+            continue
+        list_of_names = None
+        for pair in _PAIR.finditer(line):
+            if pair["name"] in SAID_OF_KEYS and pair[0].endswith(":"):
+                list_of_names = pair.start()
+        line = _PAIR.sub(lambda pair: " " if pair["name"] in SAID_OF_KEYS else pair[0], line)
         yield from (word for word in _WORDS.findall(line) if not word.endswith(":"))
 
 

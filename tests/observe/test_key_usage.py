@@ -120,6 +120,17 @@ class KeyUsageTests(SynchronousTestCase):
         self.assertIsNone(self.ask().refusal)
         self.assertEqual(self.usage.meter("child").refused, 1)
 
+    def test_what_requests_in_progress_have_reserved_refuses_others_for_a_moment_only(self):
+        for limits in ({"budget": Budget(150, 86400.0)}, {"tpm": 150}):
+            self.limit(**limits)
+            first = self.ask()
+            error = self.ask().refusal
+            self.assertEqual((type(error), error.retry_after), (KeyLimitReached, 1))
+            first.ended("complete", None)
+            first.settle(8)
+            self.assertIsNone(self.ask().refusal)
+            self.usage.retune([])
+
     def test_a_request_that_outlasts_the_window_is_charged_at_its_end(self):
         self.limit(tpm=1000)
         counted = self.ask()

@@ -1,6 +1,10 @@
+import json
+import re
+from pathlib import Path
+
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.web.secret_masking import masked_command, masked_text, masked_yaml, named_secrets
+from llamaswap.web.secret_masking import SAID_OF_KEYS, masked_command, masked_text, masked_yaml, named_secrets
 
 
 class CommandTests(SynchronousTestCase):
@@ -76,3 +80,30 @@ class NamedTests(SynchronousTestCase):
         found = named_secrets(text)
         self.assertLessEqual({"one-1", "two-2", "three-3"}, set(found))
         self.assertNotIn("serve", found)
+
+    KEYS = (
+        "apiKeys:\n  - {key: sk-one, name: child, models: [small, big], scopes: [infer], maxTokens: 100}\n"
+        "  - key: sk-two # of the phone\n    name: phone\n    models:\n    - small\n    - big\n"
+        "    budget: {tokens: 200k, window: 1d}\n    tpm: 300000\n"
+        "  - name: guest\n    budget:\n      tokens: 150000\n    key: sk-three\n"
+        "models:\n  small:\n    cmd: serve --max 200k --n 150000\n"
+        "    filters: {setParams: {max_tokens: 200k, thinking: {budget_tokens: 160000}}}\n"
+    )
+
+    def test_numbers_of_tokens_are_no_secrets(self):
+        self.assertEqual(set(named_secrets(self.KEYS)), {"sk-one", "sk-two", "sk-three"})
+        shown = masked_yaml(self.KEYS, named_secrets(self.KEYS))
+        self.assertEqual(shown, re.sub("sk-(one|two|three)", "***", self.KEYS))
+
+    def test_names_and_models_of_keys_are_shown_in_a_text_that_is_no_yaml(self):
+        broken = self.KEYS + "  big: [\n"
+        shown = masked_yaml(broken, named_secrets(broken))
+        for secret in ("sk-one", "sk-two", "sk-three"):
+            self.assertNotIn(secret, shown)
+        for plain in ("name: child", "models: [small, big]", "- small", "tokens: 200k", "name: guest", "  small:\n"):
+            self.assertIn(plain, shown)
+
+    def test_all_that_an_entry_of_keys_may_say_is_known_here(self):
+        definitions = json.loads(Path(__file__).parents[2].joinpath("config/schema.json").read_text())["definitions"]
+        fields = {*definitions["ApiKey"]["properties"], *definitions["Budget"]["properties"]}
+        self.assertEqual(SAID_OF_KEYS, fields - {"key"})
