@@ -60,10 +60,14 @@ def add(context: CliContext, name: str, config: Path, plain: bool, **options: ob
 
     after = _edit(config, changed, lambda old, new: new.api_keys[:-1] == old.api_keys and new.api_keys[-1].name == name)
     _report(context, config, {"name": name, "key": key})
-    if not any("admin" in access_of(one, after.api_keys).scopes for one in after.api_keys):
+    _note_if_closed(context, after)
+
+
+def _note_if_closed(context: CliContext, after: Config) -> None:
+    if after.api_keys and not any("admin" in access_of(one, after.api_keys).scopes for one in after.api_keys):
         context.note(
             "no key has the scope admin: the page and the management API are closed from the next reload on; "
-            "llamaswap keys add NAME --scope admin makes one",
+            "llamaswap keys add NAME --scope admin makes one, and SIGHUP loads it",
             "yellow",
         )
 
@@ -149,6 +153,7 @@ def revoke(context: CliContext, name: str, config: Path) -> None:
 
     after = _edit(config, changed, expected)
     _report(context, config, {"name": name})
+    _note_if_closed(context, after)
     if not after.api_keys:
         context.note("no key is left: clients need none from the next reload on", "yellow")
 

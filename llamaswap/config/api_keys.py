@@ -73,6 +73,12 @@ def _check_name(key: ApiKey, path: str, report: Diagnostics) -> None:
 
 def _warn_of_administrators(config: Config, report: Diagnostics) -> None:
     if any(key.scopes for key in config.api_keys):
+        if all(key.name and "admin" not in key.scopes for key in config.api_keys):
+            report.warn(
+                "no key has the scope admin: the page and the management API are closed",
+                "apiKeys",
+                hint="llamaswap keys add NAME --scope admin makes one; SIGHUP loads it",
+            )
         return
     for index, key in enumerate(config.api_keys):
         if key.models or key.limited or key.ruled:

@@ -119,7 +119,7 @@ class KeyMeter:
             used = counter.sum(now) if limit else 0
             # A request that is larger than the limit is served if nothing else is: it could never be otherwise.
             if (used and used + estimate > limit) or (limit and used >= limit):
-                if used - self.reserved + estimate <= limit:
+                if self.reserved and used - self.reserved + max(1, estimate) <= limit:
                     return self._reached(f"{words} with the requests in progress", 1.0, now)
                 wait = counter.seconds_until(now, max(0, min(limit - 1, limit - estimate)))
                 return self._reached(words, wait, now, budget=counter is self.spent)

@@ -118,6 +118,11 @@ class KeysTests(SynchronousTestCase):
         self.assertEqual([key.name for key in self.keys()], ["tablet"])
         self.assertIn("no key is left", self.run_it("revoke", "tablet", str(self.file)).stderr)
 
+    def test_revoking_the_last_key_of_an_administrator_says_what_it_closes(self):
+        self.add("me", "--scope", "admin")
+        self.add("child")
+        self.assertIn("no key has the scope admin", self.run_it("revoke", "me", str(self.file)).stderr)
+
     def test_list_shows_names_and_limits_and_no_key(self):
         self.file.write_text(MODELS + "apiKeys: [plain-1]\n")
         key = self.add("child", "--model", "small", "--budget", "200k", "--tpm", "20k").stdout.strip()

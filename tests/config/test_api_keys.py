@@ -66,7 +66,7 @@ class ApiKeyTests(LoadCase):
     def test_a_pattern_that_matches_nothing_is_a_warning(self):
         self.ok(
             "models: {small: {cmd: x, proxy: 'http://h:1'}}\n"
-            "apiKeys: [{key: a, name: x, scopes: [infer], models: [smal]}]"
+            "apiKeys: [{key: a, name: x, scopes: [infer, admin], models: [smal]}]"
         )
         (warning,) = self.loaded.warnings
         self.assertIn("no model is called smal (did you mean `small`?)", str(warning))
@@ -87,6 +87,13 @@ class ApiKeyTests(LoadCase):
         entries = [f"  - {{key: k-{n}, name: n{n}}}\n" for n in range(1001)]
         self.err("apiKeys:\n" + "".join(entries), "at most 1000 are possible")
         self.assertEqual(len(self.ok("apiKeys:\n" + "".join(entries[1:])).api_keys), 1000)
+
+    def test_keys_that_close_the_page_to_everybody_get_a_warning(self):
+        admin = ", {key: sk-2, name: me, scopes: [admin]}"
+        for others, warned in (("", True), (", {key: sk-2, name: me}", True), (admin, False), (", sk-plain", False)):
+            self.ok(f"apiKeys: [{{key: sk-1, name: kid, scopes: [infer]}}{others}]")
+            closed = [one for one in self.loaded.warnings if "scope admin" in one.message]
+            self.assertEqual(bool(closed), warned, others)
 
     def test_a_key_may_have_rules_and_bounds(self):
         config = self.ok(

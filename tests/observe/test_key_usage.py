@@ -120,7 +120,7 @@ class KeyUsageTests(SynchronousTestCase):
         self.assertIsNone(self.ask().refusal)
         self.assertEqual(self.usage.meter("child").refused, 1)
 
-    def test_what_requests_in_progress_have_reserved_refuses_others_for_a_moment_only(self):
+    def test_reservations_of_requests_in_progress_refuse_others_for_a_moment_only(self):
         for limits in ({"budget": Budget(150, 86400.0)}, {"tpm": 150}):
             self.limit(**limits)
             first = self.ask()
