@@ -25,11 +25,13 @@ def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, 
     owner: dict[str, str] = {}
     for model in models.values():
         for index, alias in enumerate(model.aliases):
+            path = f"models.{model.id}.aliases[{index}]"
             if alias in owner:
-                report.error(
-                    f"duplicate alias {alias!r} of model {model.id}, already an alias of {owner[alias]}",
-                    f"models.{model.id}.aliases[{index}]",
-                )
+                message = f"duplicate alias {alias!r} of model {model.id}, already an alias of {owner[alias]}"
+                report.error(message, path)
+            elif alias in models:
+                message = f"the alias {alias!r} of model {model.id} has no effect, because a model has this ID"
+                report.warn(message, path, hint="remove it, or rename one of them")
             owner.setdefault(alias, model.id)
     found: dict[str, Model] = {}
     for model in models.values():

@@ -83,6 +83,10 @@ class NameTests(FindingCase):
         )
         self.only(text, "f0.yaml:9", "duplicate alias 'same' of model b", "alias of a")
 
+    def test_alias_that_is_the_id_of_a_model_has_no_effect(self):
+        self.ok("models:\n  a:\n    cmd: x ${PORT}\n    aliases: [b]\n  b:\n    cmd: x ${PORT}\n")
+        self.warned("f0.yaml:4", "the alias 'b' of model a has no effect")
+
     def test_unknown_matrix_names_are_reported_with_their_lines(self):
         matrix = TWO + "matrix:\n  vars:\n    o: owl\n    h: hne\n  sets:\n    s: o\n"
         self.only(matrix, "f0.yaml:10", "unknown model 'hne'", "`hen`")
