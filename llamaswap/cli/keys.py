@@ -40,7 +40,7 @@ def keys() -> None:
 @click.option("--max-parallel", type=click.IntRange(min=1), help="Requests at the same time.")
 @click.option("--rpm", help="Requests in a minute.")
 @click.option("--tpm", help="Tokens in a minute, such as 20k.")
-@click.option("--budget", help="Tokens in a longer time: 200k/1d.")
+@click.option("--budget", help="Tokens in a longer time: 200k/1d; without a window one day.")
 @click.option("--expires", help="A date, or a time in RFC 3339.")
 @PLAIN
 @local
