@@ -169,8 +169,13 @@ class HostParts:
                     models=models.get(name, []),
                 )
             )
-        lacking = host_findings(router.config.models.values(), router.hosts)
-        return HostsDocument(found, self.problem, sorted(router.missed_hosts), lacking)
+        findings = [*self._same_names(), *host_findings(router.config.models.values(), router.hosts)]
+        return HostsDocument(found, self.problem, sorted(router.missed_hosts), findings)
+
+    def _same_names(self) -> Iterator[str]:
+        for name, host in sorted(self.manager.hosts.items()):
+            for other in sorted({*host.others} - {host.endpoint.host}):
+                yield f"{other} has joined as {name} too and is not used: join it with another --name"
 
     def _models(self) -> dict[str, list[str]]:
         """The models that have a process, by host."""

@@ -29,9 +29,9 @@ class RayError(Exception):
 
 
 class ListNodes(Command):
-    """Each node that was joined by `llamaswap hosts join`: {host, alive, address, port, labels, sizes}.
+    """Each node that was joined by `llamaswap hosts join`: {host, alive, address, port, labels, sizes, others}.
 
-    `sizes` are what can be reserved there, in MiB by device.
+    `sizes` are what can be reserved there, in MiB by device; `others` the addresses of more nodes with this name.
     """
 
     arguments: ClassVar[list[tuple[bytes, Argument]]] = []

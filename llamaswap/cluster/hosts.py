@@ -155,7 +155,7 @@ class HostManager:
                 host = self._know(name, *where, node["labels"])
                 changed = True
             assert host is not None
-            host.alive, host.sizes = alive, node.get("sizes") or host.sizes
+            host.alive, host.sizes, host.others = alive, node.get("sizes") or host.sizes, node.get("others", ())
             if not alive:
                 host.ensured = False
                 if host.online:

@@ -114,16 +114,20 @@ def connect(address: str) -> None:
 
 
 def nodes() -> list[dict[str, object]]:
-    """The nodes of hosts; of several with one name the one that is alive."""
+    """The nodes of hosts; of several with one name the one that is alive, and the addresses of `others` that are."""
     import ray
 
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for node in ray.nodes():
         labels = dict(node.get("Labels") or {})
         host = labels.pop(HOST_LABEL, "")
-        if not host or (host in found and found[host]["alive"]):
+        if not host:
             continue
         address, port = labels.pop(ADDRESS_LABEL, node["NodeManagerAddress"]), labels.pop(PORT_LABEL, "")
+        if host in found and found[host]["alive"]:
+            if node["Alive"]:
+                found[host]["others"].append(address)
+            continue
         found[host] = {
             "host": host,
             "alive": bool(node["Alive"]),
@@ -135,6 +139,7 @@ def nodes() -> list[dict[str, object]]:
                 for name, size in (node.get("Resources") or {}).items()
                 if name.endswith("_mib")
             },
+            "others": [],
         }
     return list(found.values())
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -23,6 +24,7 @@ DEFAULT_PORT = 6399  # of the head; Ray's own default, 6379, is that of Redis
 AGENT_PORT = 6400
 HOST_LABEL, ADDRESS_LABEL, PORT_LABEL = "llamaswap-host", "llamaswap-address", "llamaswap-port"
 LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z")
+NODE_INTERVAL = 1.0  # seconds between two looks at whether a node runs
 END_GRACE = 5  # seconds between SIGTERM to the processes of Ray and SIGKILL
 OBJECT_STORE = 78_643_200  # bytes, the least that Ray accepts: nothing is stored there
 LOG_VARIABLE = "LLAMASWAP_RAY_LOG"  # the file for what the front's process for Ray and the head print
@@ -208,6 +210,19 @@ def _become(parent: int, words: list[str]) -> None:
     os.execv(words[0], words)
 
 
+def _has_node(pid: int) -> bool:
+    """Whether a process of Ray has its node as a child.
+
+    `ray start --block` goes on without its node if SIGTERM ended that, as `ray stop` does, and would never join again.
+    """
+    for entry in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for one in entry.read_text().split():
+                if Path(f"/proc/{one}/comm").read_text().strip() == "raylet":
+                    return True
+    return False
+
+
 def _lead(parent: int, words: list[str]) -> None:
     """Run a command as a group of processes. Ray itself leaves its processes behind when it is killed."""
     os.setsid()
@@ -222,7 +237,11 @@ def _lead(parent: int, words: list[str]) -> None:
     signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGKILL))
     _end_with_parent(parent, signal.SIGTERM)
     child = subprocess.Popen(words, stdin=subprocess.DEVNULL)
-    child.wait()
+    had_node = False
+    while child.poll() is None and (_has_node(child.pid) or not had_node):
+        had_node = had_node or _has_node(child.pid)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(NODE_INTERVAL)
     os.killpg(0, signal.SIGKILL)
 
 

@@ -43,6 +43,15 @@ class DocumentTests(SynchronousTestCase):
         self.assertEqual(parts.document().findings, ["nas lacks a.gguf (needed by a)"])
         self.assertEqual(parts.document().hosts[0].devices, [DeviceDocument("ram", "", 100, 5)])
 
+    def test_machine_that_joined_under_the_name_of_another_one_is_named(self) -> None:
+        """It was left out without a word; the names are those of the machines if nothing else is given."""
+        parts = self.build()
+        one = KnownHost("nas", Endpoint("http", "10.0.0.6", 6400), {}, others=["10.0.0.7", "10.0.0.6"])
+        parts.manager.hosts = {"nas": one}
+        self.assertEqual(
+            parts.document().findings[0], "10.0.0.7 has joined as nas too and is not used: join it with another --name"
+        )
+
     def test_metrics_say_where_models_run_and_how_long_ago_a_host_answered(self) -> None:
         running = [SimpleNamespace(model=name) for name in ("a", "b")]
         parts = self.build(running=lambda: running, host_of={"a": "nas", "b": ""}.get)

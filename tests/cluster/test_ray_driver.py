@@ -93,3 +93,20 @@ class AgentCommandTests(SynchronousTestCase):
         labels = {"llamaswap-address": "10.0.0.9", "llamaswap-port": "6500"}
         self.assertEqual(self.words(labels)[-1], "10.0.0.9:6500")
         self.assertEqual(self.words({})[-1], "10.0.0.7:6400")
+
+
+class NodeTests(SynchronousTestCase):
+    def test_node_that_is_alive_is_taken_and_others_of_its_name_are_listed(self) -> None:
+        given = [
+            {
+                "Alive": alive,
+                "Labels": {"llamaswap-host": "nas", "ray.io/node-id": "x", "gpu": "4090"},
+                "NodeManagerAddress": address,
+                "Resources": {"ram_mib": 8000.0, "memory": 1.0},
+            }
+            for alive, address in ((False, "10.0.0.5"), (True, "10.0.0.6"), (True, "10.0.0.7"), (False, "10.0.0.8"))
+        ]
+        with mock.patch.dict(sys.modules, {"ray": SimpleNamespace(nodes=lambda: given)}):
+            [found] = ray_driver.nodes()
+        self.assertEqual((found["address"], found["alive"], found["others"]), ("10.0.0.6", True, ["10.0.0.7"]))
+        self.assertEqual((found["sizes"], found["labels"]), ({"ram": 8000}, {"gpu": "4090"}))

@@ -249,6 +249,15 @@ class HostsTests(TestCase):
         self.assertEqual((max(numbers), alive(first), cluster.host_of("slow")), (1, False, "alpha"))
         cluster.unload()
 
+    def test_o_node_that_sigterm_ends_joins_again(self):
+        """`ray stop` ends nodes so; their hosts stayed offline although `join` ran on."""
+        cluster = self.scene("gamma")
+        [node] = cluster.node("gamma", b"raylet/raylet")
+        os.kill(node, signal.SIGTERM)
+        wait_for(lambda: "gamma" not in cluster.online(), 20, "the end of gamma")
+        wait_for(lambda: "gamma" in cluster.online(), START, "gamma")
+        self.assertNotEqual(cluster.node("gamma", b"raylet/raylet"), [node])
+
     def test_y_host_leaves_when_its_requests_have_ended(self):
         cluster = self.scene("alpha", "beta")
         self.assertEqual([cluster.chat(model)[0] for model in ("brief", "small")], [200, 200])
