@@ -174,7 +174,7 @@ class HostParts:
 
     def _same_names(self) -> Iterator[str]:
         for name, host in sorted(self.manager.hosts.items()):
-            for other in sorted({*host.others} - {host.endpoint.host}):
+            for other in sorted({*host.addresses} - {host.endpoint.host}):
                 yield f"{other} has joined as {name} too and is not used: join it with another --name"
 
     def _models(self) -> dict[str, list[str]]:

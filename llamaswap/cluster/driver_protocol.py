@@ -29,9 +29,9 @@ class RayError(Exception):
 
 
 class ListNodes(Command):
-    """Each node that was joined by `llamaswap hosts join`: {host, alive, address, port, labels, sizes, others}.
+    """Each node that was joined by `llamaswap hosts join`: {host, alive, address, port, labels, sizes, addresses}.
 
-    `sizes` are what can be reserved there, in MiB by device; `others` the addresses of more nodes with this name.
+    `sizes` are what can be reserved there, in MiB by device; `addresses` those of all nodes with this name.
     """
 
     arguments: ClassVar[list[tuple[bytes, Argument]]] = []

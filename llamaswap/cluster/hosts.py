@@ -149,13 +149,14 @@ class HostManager:
             where = str(node["address"]), int(node["port"])
             moved = host is not None and (host.endpoint.host, host.endpoint.port) != where
             if alive and moved and host is not None and host.online:
+                host.addresses = node.get("addresses", ())
                 self._require_connection(host, "it moved to another address")
                 continue
             if alive and (host is None or moved):
                 host = self._know(name, *where, node["labels"])
                 changed = True
             assert host is not None
-            host.alive, host.sizes, host.others = alive, node.get("sizes") or host.sizes, node.get("others", ())
+            host.alive, host.sizes, host.addresses = alive, node.get("sizes") or host.sizes, node.get("addresses", ())
             if not alive:
                 host.ensured = False
                 if host.online:
@@ -246,8 +247,7 @@ class HostManager:
             self._again(host, RETRY_DELAY)
             return
         if host.state is not None and host.state.incarnation != state.incarnation:
-            host.failed = {}
-            host.needs_sent = False
+            host.failed, host.needs_sent = {}, False
         if host.alive is False and not host.online and self.ray.connected:
             # It was lost a moment ago, and its agent ends with its node: it must not come back for that long.
             self._again(host, RETRY_DELAY)

@@ -19,8 +19,8 @@ from llamaswap.scheduling.memory import Device, MemoryNeed
 class KnownHost:
     """One host. `alive`: whether Ray lists its node as alive, None before the first list. `seen` is when its agent last
     answered; `awaited`: an earlier program knew it, and it has not answered yet; `cut`: see `HostFacts`.
-    `sizes` are what can be reserved there, in MiB by device: `join` may offer less than there is. `others`:
-    the addresses of machines that have joined under its name too."""
+    `sizes` are what can be reserved there, in MiB by device: `join` may offer less than there is.
+    `addresses` are those of all machines that have joined under its name."""
 
     name: str
     endpoint: Endpoint
@@ -30,7 +30,7 @@ class KnownHost:
     awaited: bool = False
     cut: bool = False
     sizes: Mapping[str, int] = field(factory=dict)
-    others: Sequence[str] = ()
+    addresses: Sequence[str] = ()
     seen: float | None = None
     known_since: float = 0.0
     problem: str = "it has not answered yet"

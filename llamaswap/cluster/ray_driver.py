@@ -114,7 +114,7 @@ def connect(address: str) -> None:
 
 
 def nodes() -> list[dict[str, object]]:
-    """The nodes of hosts; of several with one name the one that is alive, and the addresses of `others` that are."""
+    """The nodes of hosts; of several with one name the one that is alive, with the `addresses` of all that are."""
     import ray
 
     found: dict[str, dict[str, Any]] = {}
@@ -126,7 +126,7 @@ def nodes() -> list[dict[str, object]]:
         address, port = labels.pop(ADDRESS_LABEL, node["NodeManagerAddress"]), labels.pop(PORT_LABEL, "")
         if host in found and found[host]["alive"]:
             if node["Alive"]:
-                found[host]["others"].append(address)
+                found[host]["addresses"].append(address)
             continue
         found[host] = {
             "host": host,
@@ -139,7 +139,7 @@ def nodes() -> list[dict[str, object]]:
                 for name, size in (node.get("Resources") or {}).items()
                 if name.endswith("_mib")
             },
-            "others": [],
+            "addresses": [address] if node["Alive"] else [],
         }
     return list(found.values())
 

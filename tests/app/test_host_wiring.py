@@ -46,7 +46,7 @@ class DocumentTests(SynchronousTestCase):
     def test_machine_that_joined_under_the_name_of_another_one_is_named(self) -> None:
         """It was left out without a word; the names are those of the machines if nothing else is given."""
         parts = self.build()
-        one = KnownHost("nas", Endpoint("http", "10.0.0.6", 6400), {}, others=["10.0.0.7", "10.0.0.6"])
+        one = KnownHost("nas", Endpoint("http", "10.0.0.6", 6400), {}, addresses=["10.0.0.7", "10.0.0.6"])
         parts.manager.hosts = {"nas": one}
         self.assertEqual(
             parts.document().findings[0], "10.0.0.7 has joined as nas too and is not used: join it with another --name"

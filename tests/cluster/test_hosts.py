@@ -237,6 +237,13 @@ class HostManagerTests(SynchronousTestCase):
         world.answer()
         self.assertEqual((world.manager.hosts["nas"].endpoint.port, world.online()), (6500, True))
 
+    def test_other_machine_of_the_same_name_is_known_although_ray_lists_it_first(self) -> None:
+        world = self.scene().joined()
+        world.ray.nodes[0] |= {"address": "10.0.0.9", "addresses": ["10.0.0.9", "10.0.0.2"]}
+        world.clock.advance(1.0)
+        host = world.manager.hosts["nas"]
+        self.assertEqual((host.endpoint.host, host.addresses), ("10.0.0.2", ["10.0.0.9", "10.0.0.2"]))
+
     def test_host_whose_guardian_still_ends_its_servers_is_online(self) -> None:
         """The agent was killed while a model loaded; its process and the next one on another host overlapped."""
         world = self.scene().joined()

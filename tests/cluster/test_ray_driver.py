@@ -96,7 +96,7 @@ class AgentCommandTests(SynchronousTestCase):
 
 
 class NodeTests(SynchronousTestCase):
-    def test_node_that_is_alive_is_taken_and_others_of_its_name_are_listed(self) -> None:
+    def test_node_that_is_alive_is_taken_and_all_addresses_of_its_name_are_listed(self) -> None:
         given = [
             {
                 "Alive": alive,
@@ -108,5 +108,5 @@ class NodeTests(SynchronousTestCase):
         ]
         with mock.patch.dict(sys.modules, {"ray": SimpleNamespace(nodes=lambda: given)}):
             [found] = ray_driver.nodes()
-        self.assertEqual((found["address"], found["alive"], found["others"]), ("10.0.0.6", True, ["10.0.0.7"]))
+        self.assertEqual((found["address"], found["addresses"]), ("10.0.0.6", ["10.0.0.6", "10.0.0.7"]))
         self.assertEqual((found["sizes"], found["labels"]), ({"ram": 8000}, {"gpu": "4090"}))
