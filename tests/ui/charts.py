@@ -139,10 +139,11 @@ class Phases(harness.MockCase):
     def test_columns_of_requests_say_what_they_waited_for(self) -> None:
         page = self.page("requests", width=1440)
         self.live(page)
+        slow = page.locator("tr[data-id='420']")
+        slow.wait_for()
         heads = page.locator("thead th").all_inner_texts()
         for head in ("Waited", "Loaded", "First token", "Breakdown", "Key"):
             self.assertIn(head, heads)
-        slow = page.locator("tr[data-id='420']")
         self.assertRegex(slow.inner_text(), r"\d s\s+[\d.]+ s\s+[\d.]+ s")
         self.assertIn("Loaded the model", slow.locator(".phasebar").get_attribute("aria-label"))
         page.get_by_role("button", name="First token").click()
@@ -217,7 +218,7 @@ class ModelFacts(harness.MockCase):
         dialog = page.locator("dialog")
         self.assertEqual(dialog.locator("h4").first.inner_text(), "Loaded")
         dialog.get_by_label("Search models").fill("glm 4.5")
-        self.assertEqual(dialog.locator(".picks button").count(), 1)
+        harness.until(lambda: dialog.locator(".picks button").count() == 1)
         page.keyboard.press("Enter")
         self.gone(dialog)
         select = page.locator(".modelselect select").first
