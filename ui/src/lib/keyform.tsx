@@ -1,6 +1,6 @@
 // Where an API key is entered: in the question that the server's refusal leads to, and in Settings.
 import { useSignal } from "@preact/signals";
-import { ApiError, apiKey, get, keyNeeded, setApiKey } from "./api";
+import { keyNeeded, request, setApiKey } from "./api";
 import { Icon } from "./icons";
 import { useKey } from "./link";
 import { Field } from "./widgets";
@@ -13,17 +13,18 @@ export function KeyForm() {
   const submit = async (event: Event) => {
     event.preventDefault();
     busy.value = true;
-    const before = apiKey();
-    setApiKey(key.value.trim(), remember.value);
     try {
-      await get("/api/version");
-      keyNeeded.value = false;
-      useKey();
-      location.reload();
+      // Tried before it is kept: meanwhile the page may ask for a key, which would end this form if there was one.
+      const trial = await request("/api/version", { headers: { Authorization: `Bearer ${key.value.trim()}` } });
+      if (trial.ok) {
+        setApiKey(key.value.trim(), remember.value);
+        keyNeeded.value = false;
+        useKey();
+        location.reload();
+      }
+      error.value = trial.ok ? "" : trial.status === 401 ? "The server refused this key." : `The server answered ${trial.status}.`;
     } catch (problem) {
-      const refused = problem instanceof ApiError && problem.status === 401;
-      if (refused) setApiKey(before, false);
-      error.value = refused ? "The server refused this key." : (problem as Error).message;
+      error.value = (problem as Error).message;
     }
     busy.value = false;
   };
