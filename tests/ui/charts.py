@@ -72,9 +72,12 @@ class Charts(harness.MockCase):
         page = self.overview(390)
         page.locator(".lanes .tick").first.wait_for()
         ticks = "[...document.querySelectorAll('.lanes .tick')].map(tick => tick.getBoundingClientRect())"
-        boxes = page.evaluate(f"{ticks}.map(({{left, right}}) => [left, right])")
-        for (_, end), (begin, _) in itertools.pairwise(boxes):
-            self.assertGreater(begin - end, 4)
+
+        def apart() -> bool:
+            boxes = page.evaluate(f"{ticks}.map(({{left, right}}) => [left, right])")
+            return all(begin - end > 4 for (_, end), (begin, _) in itertools.pairwise(boxes))
+
+        harness.until(apart)  # its width is measured when it is drawn for the first time
 
     def test_back_closes_a_request_and_then_leaves_the_page(self) -> None:
         page = self.page("models")
