@@ -7,6 +7,7 @@ job runs and its client asks for it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
@@ -143,6 +144,7 @@ class JobDirectory:
     router: Router
     clock: IReactorTime
     _jobs: dict[str, dict[tuple[str, str], Job]] = field(factory=dict, init=False)  # by the key's name
+    _files: Counter[str] = field(factory=Counter, init=False)  # how many of them are files
 
     def find(self, access: KeyAccess, kind: str, identity: str) -> Job | None:
         """The job of this kind and ID that a key may reach; None if there is none."""
@@ -167,9 +169,7 @@ class JobDirectory:
 
     def hides_files(self, access: KeyAccess) -> bool:
         """Whether there are files that a key may not reach."""
-        return not access.sees_all_jobs and any(
-            kind == "files" for owner, jobs in self._jobs.items() if owner != access.name for kind, _ in jobs
-        )
+        return not access.sees_all_jobs and self._files.total() > self._files[access.name]
 
     async def require_own_files(self, access: KeyAccess, text: bytes, run: RunBlocking) -> None:
         """Raise HttpError(404) if a JSON body names a file of another key."""
@@ -200,6 +200,7 @@ class JobDirectory:
             self.forget(replaced)
         job = Job(owner, kind, identity, server, name, self.clock.seconds())
         self._jobs.setdefault(owner, {})[kind, identity] = job
+        self._files[owner] += kind == "files"
         outdated = self.clock.seconds() - LIFETIME
         for jobs in list(self._jobs.values()):
             for old in list(takewhile(lambda job: job.used < outdated, jobs.values())):
@@ -231,8 +232,9 @@ class JobDirectory:
         jobs = self._jobs.get(job.owner, {})
         if jobs.get((job.kind, job.id)) is job:
             del jobs[job.kind, job.id]
+            self._files[job.owner] -= job.kind == "files"
             if not jobs:
-                del self._jobs[job.owner]
+                del self._jobs[job.owner], self._files[job.owner]
         job.release()
 
     def hold(self, job: Job, lease: Lease, borrowed: JobLease | None = None) -> None:
