@@ -583,6 +583,25 @@ class DirectoryTests(SynchronousTestCase):
         self.stage.clock.advance(LIFETIME / 2 + 1)
         self.assertEqual((self.has("one", owner="anna"), self.has("two", owner="bert")), ([False], [True]))
 
+    def test_files_are_hidden_from_a_key_while_another_key_has_one(self):
+        def hidden(*owners):
+            return [self.jobs.hides_files(KeyAccess(owner)) for owner in owners]
+
+        self.jobs.add("anna", "responses", "resp_1", "alpha", "alpha")
+        self.assertEqual(hidden("anna", "bert"), [False, False])
+        self.add("one", "two", "two", owner="anna")  # a server gave one ID twice
+        self.assertEqual(hidden("anna", "bert"), [False, True])
+        self.add("three", owner="bert")
+        self.assertEqual(hidden("anna", "bert", "carl"), [True] * 3)
+        for name in ("one", "two"):
+            job = self.jobs.find(KeyAccess("anna"), "files", name)
+            self.jobs.forget(job)
+            self.jobs.forget(job)  # two requests deleted it
+        self.assertEqual(hidden("anna", "bert", "carl"), [True, False, True])
+        self.stage.clock.advance(LIFETIME + 1)
+        self.jobs.add("anna", "responses", "resp_2", "alpha", "alpha")  # now the old file is dropped
+        self.assertEqual(hidden("anna", "bert", "carl"), [False] * 3)
+
     def test_a_job_expires(self):
         self.add("old")
         self.stage.clock.advance(LIFETIME - 1)
