@@ -30,7 +30,7 @@ from llamaswap.cluster.agent_protocol import (
     CommandResult,
     EngineState,
     HostState,
-    Moment,
+    StateVersion,
     agent_config,
     needs_of,
     result_document,
@@ -281,7 +281,7 @@ class Agent:
         """The result of a command about this process."""
         engine = self.engines.get(model)
         runs = engine is not None and engine.identity <= identity
-        return result_document(CommandResult(Moment(self.incarnation, self._number), runs))
+        return result_document(CommandResult(StateVersion(self.incarnation, self._number), runs))
 
     def _load(self, _: object, model: str, identity: tuple[int, int]) -> None:
         engine = self.engines.get(model)

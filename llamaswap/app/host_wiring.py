@@ -169,10 +169,10 @@ class HostParts:
                     models=models.get(name, []),
                 )
             )
-        findings = [*self._same_names(), *host_findings(router.config.models.values(), router.hosts)]
+        findings = [*self._duplicate_names(), *host_findings(router.config.models.values(), router.hosts)]
         return HostsDocument(found, self.problem, sorted(router.missed_hosts), findings)
 
-    def _same_names(self) -> Iterator[str]:
+    def _duplicate_names(self) -> Iterator[str]:
         for name, host in sorted(self.manager.hosts.items()):
             for other in sorted({*host.addresses} - {host.endpoint.host}):
                 yield f"{other} has joined as {name} too and is not used: join it with another --name"

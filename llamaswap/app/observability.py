@@ -123,13 +123,13 @@ def past_use(table: ActivityStore, windows: Collection[float], now: float) -> Pa
     return {window: table.use_by_key(now - window, window / BUCKETS) for window in windows}
 
 
-def remember_use(usage: KeyUsage, found: PastUse, windows: Mapping[str, float], whole: Mapping[str, bool]) -> None:
-    """Count what the keys in `windows` have used before, and what those that are `whole` have in the last minute."""
+def remember_use(usage: KeyUsage, found: PastUse, windows: Mapping[str, float], new: Mapping[str, bool]) -> None:
+    """Count what the keys in `windows` have used before, and in the last minute if `new` says that it is not known."""
     for window, rows in found.items():
         for name, at, tokens, requests in rows:
             if windows.get(name) == window:
                 usage.remember(name, at, tokens)
-            if window == MINUTE and whole.get(name):
+            if window == MINUTE and new.get(name):
                 usage.remember_minute(name, at, tokens, requests)
 
 

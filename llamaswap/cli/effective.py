@@ -21,7 +21,7 @@ from llamaswap.config.field_types import (
     keys_of,
 )
 from llamaswap.config.policies.groups import DEFAULT_GROUP
-from llamaswap.web.secret_masking import MASK, harmless, known_secrets, masked_command, masked_text
+from llamaswap.web.secret_masking import MASK, known_secrets, masked_command, masked_text, names_text_tokens
 
 LEGACY_KEYS = {"groups", "matrix"}  # `routing` has the same settings
 SECRET_NAME = re.compile(r"(api[-_]?key|token|secret|passw(or)?d|credential|authorization|auth[-_]?key)", re.IGNORECASE)
@@ -112,7 +112,7 @@ def _assignment(entry: str, known: list[str]) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    return bool(SECRET_NAME.search(name)) and not harmless(name)
+    return bool(SECRET_NAME.search(name)) and not names_text_tokens(name)
 
 
 def _masked(value: object, known: list[str], name: str = "") -> object:

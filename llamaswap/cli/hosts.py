@@ -202,7 +202,7 @@ def _head(given: str) -> tuple[str, str]:
     if not where or not number.isdigit():
         return given, f"{given}:{DEFAULT_PORT}"
     if not 0 < int(number) < 65536:
-        raise click.ClickException(f"{given}: there is no port {number}; `llamaswap hosts init` prints the right one")
+        raise click.ClickException(f"{given}: a port is 1 to 65535; `llamaswap hosts init` prints the whole command")
     return where, given
 
 

@@ -31,14 +31,14 @@ class Malformed(ValueError):
 
 
 @frozen
-class Moment:
-    """A point in the life of an agent: `number` is that of its state then."""
+class StateVersion:
+    """Identifies a state of an agent: its `number`, counted from the start of this incarnation."""
 
     incarnation: str
     number: int
 
-    def is_before(self, other: Moment) -> bool:
-        """Whether this is an earlier point in the same life."""
+    def is_before(self, other: StateVersion) -> bool:
+        """Whether this is an earlier state of the same incarnation."""
         return self.incarnation == other.incarnation and self.number < other.number
 
 
@@ -46,7 +46,7 @@ class Moment:
 class CommandResult:
     """What an agent says to a start or a stop. `runs`: it has a process that the command is about."""
 
-    moment: Moment
+    version: StateVersion
     runs: bool
 
 
@@ -92,9 +92,9 @@ class HostState:
     leaving: bool = False
 
     @property
-    def moment(self) -> Moment:
-        """When this was the state."""
-        return Moment(self.incarnation, self.number)
+    def version(self) -> StateVersion:
+        """Which state this is."""
+        return StateVersion(self.incarnation, self.number)
 
 
 def stop_identity(front: int, identity: tuple[int, int]) -> tuple[int, int]:
@@ -136,14 +136,14 @@ def state_document(state: HostState) -> dict[str, object]:
 
 def result_document(result: CommandResult) -> dict[str, object]:
     """The result of a command as JSON."""
-    return {**asdict(result.moment), "runs": result.runs}
+    return {**asdict(result.version), "runs": result.runs}
 
 
 def result_of(text: bytes) -> CommandResult:
     """The result of a command, in a response; raises Malformed."""
     try:
         found = json.loads(text)
-        return CommandResult(Moment(_text(found["incarnation"]), int(found["number"])), bool(found["runs"]))
+        return CommandResult(StateVersion(_text(found["incarnation"]), int(found["number"])), bool(found["runs"]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Malformed(f"the agent's response cannot be understood: {error!r}") from None
 

@@ -256,7 +256,7 @@ class HostManager:
         self.listener.host_seen(host.name, state)
         if not host.online:
             log.info("host {host} is online", host=host.name)
-        host.online, host.awaited, host.cut = True, False, False
+        host.online, host.awaited, host.unreachable = True, False, False
         self._publish()
         self._send_needs(host)
         self._again(host, 0.05)  # a host whose state changes all the time must not keep the front busy
@@ -303,7 +303,7 @@ class HostManager:
         if host.online and (failure.check(ConnectionRefusedError) or late):
             self._offline(host, "its agent ended" if not late else "its agent does not answer")
         elif lost:
-            host.cut = True
+            host.unreachable = True
             self._publish()
         elif not host.online and not cancelled:
             refused = failure.check(ConnectionRefusedError)
@@ -323,7 +323,7 @@ class HostManager:
         if not host.online:
             self._stop_awaiting(host)
             return
-        host.online = host.cut = False
+        host.online = host.unreachable = False
         log.warn("host {host} is offline: {reason}", host=host.name, reason=reason)
         host.stop_asking()
         self._publish()

@@ -18,7 +18,7 @@ from llamaswap.scheduling.memory import Device, MemoryNeed
 @define(eq=False)
 class KnownHost:
     """One host. `alive`: whether Ray lists its node as alive, None before the first list. `seen` is when its agent last
-    answered; `awaited`: an earlier program knew it, and it has not answered yet; `cut`: see `HostFacts`.
+    answered; `awaited`: an earlier program knew it, and it has not answered yet; `unreachable`: see `HostFacts`.
     `sizes` are what can be reserved there, in MiB by device: `join` may offer less than there is.
     `addresses` are those of all machines that have joined under its name."""
 
@@ -28,7 +28,7 @@ class KnownHost:
     alive: bool | None = None
     online: bool = False
     awaited: bool = False
-    cut: bool = False
+    unreachable: bool = False
     sizes: Mapping[str, int] = field(factory=dict)
     addresses: Sequence[str] = ()
     seen: float | None = None
@@ -67,7 +67,7 @@ class KnownHost:
             online=self.online,
             drained=drained,
             awaited=self.awaited,
-            cut=self.cut,
+            unreachable=self.unreachable,
             failed=self.failed,
         )
         if self.state is None:

@@ -112,7 +112,7 @@ class RemoteServers:
             if supervisor.host == host and supervisor.state != STOPPED:
                 engine = engines.get(supervisor.model.id)
                 ours = engine is not None and engine.identity == supervisor.identity
-                supervisor.heard(engine if ours else None, state.moment)
+                supervisor.heard(engine if ours else None, state.version)
         unknown = {model: engine for model, engine in engines.items() if not self._is_known(host, model)}
         self._adopt(host, unknown)
         self._left(host, {model for model, engine in unknown.items() if engine.state != STOPPED})

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.cluster.agent_client import AgentEnded, HostAway
-from llamaswap.cluster.agent_protocol import EngineState, Moment, stop_identity
+from llamaswap.cluster.agent_protocol import EngineState, StateVersion, stop_identity
 from llamaswap.cluster.hosts import HostManager
 from llamaswap.cluster.ray_client import RayAway
 from llamaswap.config.endpoints import Endpoint
@@ -67,7 +67,7 @@ class RemoteSupervisor:
     _stop_until: float = field(default=0.0, init=False)
     _told: bool = field(default=False, init=False)
     _seen: bool = field(default=False, init=False)
-    _known: Moment | None = field(default=None, init=False)
+    _known: StateVersion | None = field(default=None, init=False)
     _failure: LlamaswapError | None = field(default=None, init=False)
     _started_at: float | None = field(default=None, init=False)
     _ready_at: float | None = field(default=None, init=False)
@@ -177,7 +177,7 @@ class RemoteSupervisor:
         document |= {"definition": self.model.portable(), "digest": digest_of(self.model)}
         document["sizes"] = dict(start.sizes or {})
         self._told = True
-        self._known = (await self.hosts.tell(host, self.model.id, "start", document)).moment
+        self._known = (await self.hosts.tell(host, self.model.id, "start", document)).version
         self._task = None
 
     async def _reserved(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
@@ -235,7 +235,7 @@ class RemoteSupervisor:
 
     # -- what the host says --------------------------------------------------------------------------------
 
-    def heard(self, engine: EngineState | None, told: Moment) -> None:
+    def heard(self, engine: EngineState | None, told: StateVersion) -> None:
         """The host of this server has told its state; None: it has no process of this identity."""
         if self.state == STOPPED:
             return
@@ -289,7 +289,7 @@ class RemoteSupervisor:
         document = {"front": front, "generation": generation}
         try:
             result = await self.hosts.tell(self.host, self.model.id, "stop", document)
-            known: Moment | None = result.moment
+            known: StateVersion | None = result.version
             runs = result.runs
         except AgentEnded:
             known, runs = None, False

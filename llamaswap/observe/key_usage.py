@@ -252,8 +252,8 @@ class KeyUsage:
             meter.spent.add(now, tokens, min(now, at))
 
     def remember_minute(self, name: str, at: float, tokens: int, requests: int) -> None:
-        """Count what a key used in the last minute before the start. It is told apart from the use in the window, whose
-        times are too coarse for a minute."""
+        """Count what a key used in the last minute before the start. This is counted apart from the use in the window,
+        whose times are too coarse for a minute."""
         meter = self._meters.get(name)
         if meter is not None:
             now = self.wall()

@@ -28,7 +28,7 @@ class HostsRouter(LeasingRouter):
                 self._models[model].mark_lost()
                 cut += [(lease, HostVanished(model, host)) for lease in self._remote.pop(model, ())]
             self._log.warn("host {host} vanished with {models}", host=host, models=", ".join(models) or "no models")
-        self._mark_cut(hosts)
+        self._mark_unreachable(hosts)
         missed, now = self._scheduler.missed, self._clock.seconds()
         self._perform(self._scheduler.hosts_changed(hosts, now), now)
         for lease, error in cut:
@@ -41,15 +41,15 @@ class HostsRouter(LeasingRouter):
                 hosts=", ".join(sorted(self._scheduler.missed)),
             )
 
-    def _mark_cut(self, hosts: Mapping[str, HostFacts]) -> None:
+    def _mark_unreachable(self, hosts: Mapping[str, HostFacts]) -> None:
         """Tell the leases of what runs on a host whether it may have ended."""
         for host, facts in hosts.items():
             before = self._scheduler.hosts.get(host)
-            if before is not None and before.cut != facts.cut:
+            if before is not None and before.unreachable != facts.unreachable:
                 for model in self._scheduler.servers_on(host):
                     process = self._models[model].process
                     if process is not None:
-                        process.cut = facts.cut
+                        process.unreachable = facts.unreachable
 
     def load_lost_elsewhere(self) -> None:
         """An operator wants what ran on vanished hosts loaded elsewhere, although more than half of them vanished."""

@@ -16,14 +16,14 @@ from llamaswap.scheduling.effects import Ticket
 
 @define(eq=False)
 class ProcessInstance:
-    """One process of a model, from ready until it has exited. `unloaded`: an operator stopped it; `cut`: its host may
-    have ended, see `HostFacts`."""
+    """One process of a model, from ready until it has exited. `unloaded`: an operator stopped it; `unreachable`: its
+    host may have ended, see `HostFacts`."""
 
     endpoint: Endpoint
     generation: int
     lost: bool = False
     unloaded: bool = False
-    cut: bool = False
+    unreachable: bool = False
 
 
 class LeaseOwner(Protocol):
@@ -58,9 +58,9 @@ class Lease:
         return self._process.lost
 
     @property
-    def undecided(self) -> bool:
+    def may_have_ended(self) -> bool:
         """Whether the server's host may have ended, which is known in some seconds."""
-        return self._process.cut and not self._process.lost and not self._process.unloaded
+        return self._process.unreachable and not self._process.lost and not self._process.unloaded
 
     @property
     def unloaded(self) -> bool:

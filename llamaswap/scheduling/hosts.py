@@ -30,9 +30,9 @@ class HostFacts:
 
     `awaited`: what an earlier llamaswap left there may still run, and it has not answered yet. `cached_models` have
     their weights in its page cache, `missing` names by model the file or program that it lacks; `failed` are the models
-    that it could not start a moment ago; `cut`: its connection broke and it has not answered since, as if its agent had
-    ended and its servers had not yet. Of this machine the scheduler has a ledger already, and it is always online,
-    so only the other facts count.
+    that it could not start a moment ago; `unreachable`: its connection broke and it has not answered since, as if its
+    agent had ended and its servers had not yet. Of this machine the scheduler has a ledger already, and it is always
+    online, so only the other facts count.
     """
 
     name: str
@@ -41,7 +41,7 @@ class HostFacts:
     online: bool = True
     drained: bool = False
     awaited: bool = False
-    cut: bool = False
+    unreachable: bool = False
     cached_models: frozenset[str] = frozenset()
     missing: Mapping[str, str] = Factory(dict)
     failed: Mapping[str, FailedStart] = Factory(dict)

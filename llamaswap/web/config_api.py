@@ -101,7 +101,7 @@ class ConfigEndpoints:
         current = self._text()
         text = unmasked(_given(call), self._masked(current), self._masks)
         try:
-            found = self.file.check(text, looks=call.may_run_commands)
+            found = self.file.check(text, find_missing=call.may_run_commands)
         except ConfigError as error:
             return _refused(error, 200)
         return json_answer(Validation(valid=True, warnings=found.warnings, impact=found.impact))
@@ -230,7 +230,7 @@ def unmasked(text: str, shown: str, masks: MarkedMasks) -> str:
 
     def line_of(number: int, line: str) -> str:
         parts = MARKED.split(line)
-        found = [masks.revealed(mask) for mask in parts[1::2]]
+        found = [masks.secret_of(mask) for mask in parts[1::2]]
         bare = None in found or any(MASK in part for part in parts[::2])
         if bare and not line.lstrip().startswith("#") and line.strip() not in known:
             raise HttpError(

@@ -102,19 +102,19 @@ class ConfigFile:
             return self.path.read_text(encoding="utf-8")
         return "---\n".join(f"# {source.path}\n{source.text.rstrip()}\n" for source in self.sources())
 
-    def check(self, text: str, *, looks: bool = True) -> Impact:
+    def check(self, text: str, *, find_missing: bool = True) -> Impact:
         """The effect of the text; ConfigError if the loader refuses it.
 
         The text may name any variable of the environment. If edits are not allowed, no variable is expanded and no file
         looked for; otherwise the variables' values are masked in the messages, because every client with a key can read
-        these. Without `looks` no file is looked for: the client may not edit, and could ask which files exist.
+        these. Without `find_missing` no file is looked for: the client may not edit, and could ask which files exist.
         """
         variables = names_in(text)
         if not self.editable:
             return self._impact(text, unexpanded(), str, False, (UNEXPANDED,) if variables else ())
         hide = _hiding([self.environ.get(name, "") for name in variables])
         try:
-            return self._impact(text, self.environ, hide, looks)
+            return self._impact(text, self.environ, hide, find_missing)
         except ConfigError as error:
             raise ConfigError([_without(hide, problem) for problem in error.problems]) from None
 
@@ -123,7 +123,7 @@ class ConfigFile:
         text: str,
         environ: Mapping[str, str],
         hide: Callable[[str], str],
-        looks: bool,
+        find_missing: bool,
         notes: Sequence[Problem] = (),
     ) -> Impact:
         name = "config" if self.path is None else str(self.path)
@@ -133,8 +133,8 @@ class ConfigFile:
         old = self.config()
         plan = diff(old, keep(old, loaded.config))
         changed = [loaded.config.models[name] for name in (*plan.restarted, *plan.added)]
-        lacks = map(Problem, findings(changed) if looks else ())
-        warnings = [ProblemDocument.of(_without(hide, problem)) for problem in (*notes, *loaded.warnings, *lacks)]
+        missing = map(Problem, findings(changed) if find_missing else ())
+        warnings = [ProblemDocument.of(_without(hide, problem)) for problem in (*notes, *loaded.warnings, *missing)]
         models = ImpactModels(*(list(map(hide, names)) for names in (plan.restarted, plan.added, plan.removed)))
         return Impact(warnings, models)
 

@@ -46,7 +46,7 @@ def may_fail_over(request: ProxyRequest, error: RequestError) -> bool:
 async def require_retry(
     error: LlamaswapError, request: ProxyRequest, lease: Lease, clock: IReactorTime, may_retry: bool, closing: bool
 ) -> None:
-    """Raise what the client is told of this failure, unless the lease's server exited and a new one may be asked."""
+    """Raise the error for the client, unless the lease's server has exited and a new one may be asked."""
     exchange, repeatable = request.exchange, may_retry and request.repeatable
     if isinstance(error, UpstreamTruncated) and (lease.unloaded or closing):
         why = "the model was unloaded" if lease.unloaded else "llamaswap is shutting down"
@@ -74,7 +74,7 @@ async def server_exited(lease: Lease, request: ProxyRequest, clock: IReactorTime
     """
     if not lease.lost:
         await _pause(request.exchange, clock)
-    while lease.undecided and not request.cancelled:
+    while lease.may_have_ended and not request.cancelled:
         await _pause(request.exchange, clock)
     return lease.lost
 

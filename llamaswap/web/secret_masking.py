@@ -42,8 +42,8 @@ _IN_COMMAND = re.compile(
 )
 _KEY = re.compile(rf"[\w.-]*{_WORD}s?", re.IGNORECASE)
 _KEY_LINE = re.compile(rf"[ \t]*(?:-[ \t]+)?[\"']?(?P<name>[\w.-]*{_WORD}s?)[\"']?[ \t]*:(?P<rest>.*)", re.IGNORECASE)
-# What an entry of apiKeys says besides the key itself.
-SAID_OF_KEYS = frozenset(
+# The settings in an entry of apiKeys besides the key itself.
+KEY_ENTRY_FIELDS = frozenset(
     {
         *("name", "scopes", "models", "priority", "maxParallel", "rpm", "tpm", "budget", "tokens", "window", "expires"),
         *("filters", "maxTokens", "maxDuration"),
@@ -59,11 +59,11 @@ _REFERRED = "environment-reference"  # replaces one while a text is searched
 
 def _secretive(flag: str) -> bool:
     name = flag.lstrip("-")
-    return bool(_FLAG.fullmatch(flag)) and not harmless(name)
+    return bool(_FLAG.fullmatch(flag)) and not names_text_tokens(name)
 
 
-def harmless(name: str) -> bool:
-    """Whether what has this name is a number of tokens, or a special token, though the name sounds like a secret."""
+def names_text_tokens(name: str) -> bool:
+    """Whether a name is about tokens of text, their number or a special one, and not about a secret."""
     return bool(_HARMLESS.search(name))
 
 
@@ -83,7 +83,7 @@ def masked_command(argv: Sequence[str], known: Iterable[str] = ()) -> list[str]:
             hide = True
         else:
             assigned = _ASSIGNED.fullmatch(word)
-            if assigned and not word.startswith("-") and not harmless(assigned["name"]):
+            if assigned and not word.startswith("-") and not names_text_tokens(assigned["name"]):
                 word = f"{assigned['name']}={MASK}"
         shown.append(masked_text(word, known))
     return shown
@@ -96,7 +96,7 @@ class Masks:
         """What is shown for this secret."""
         return MASK
 
-    def hidden(self, text: str, secret: str) -> str:
+    def replaced(self, text: str, secret: str) -> str:
         """A text with the mask wherever this secret stands."""
         return text.replace(secret, MASK)
 
@@ -119,7 +119,7 @@ class MarkedMasks(Masks):
             del self._secrets[next(iter(self._secrets))]
         return shown
 
-    def hidden(self, text: str, secret: str) -> str:
+    def replaced(self, text: str, secret: str) -> str:
         """The same outside of masks: a short secret may look like a part of a mark."""
         parts = MARKED.split(text)
         if any(secret in part for part in parts[::2]):
@@ -127,7 +127,7 @@ class MarkedMasks(Masks):
             parts[::2] = [part.replace(secret, mask) for part in parts[::2]]
         return "".join(parts)
 
-    def revealed(self, mask: str) -> str | None:
+    def secret_of(self, mask: str) -> str | None:
         """The secret behind a mask that was shown; None if there is none."""
         return self._secrets.get(mask)
 
@@ -144,13 +144,13 @@ def masked_text(text: str, known: Iterable[str], masks: Masks = _PLAIN) -> str:
     def in_command(match: re.Match[str]) -> str:
         flag, value = match["flag"], match["value"].lstrip("\"'")
         told = value.startswith("${") or (flag and value.startswith("-") and not match["lead"].endswith("="))
-        secret = _secretive(flag) if flag else not harmless(match["name"])
+        secret = _secretive(flag) if flag else not names_text_tokens(match["name"])
         return f"{match['lead']}{masks.mask(match['value'])}" if secret and not told else match[0]
 
     text = _IN_COMMAND.sub(in_command, text)
     for secret in sorted(known, key=len, reverse=True):
         if len(secret) >= SHORTEST_SECRET:
-            text = masks.hidden(text, secret)
+            text = masks.replaced(text, secret)
     return text
 
 
@@ -162,7 +162,7 @@ def masked_yaml(text: str, known: Iterable[str] = (), masks: Masks = _PLAIN) -> 
 
     def of_key(match: re.Match[str]) -> str:
         value = match["value"].rstrip()
-        if value.lstrip("\"'").startswith("${env.") or harmless(match["lead"].strip(" \t-\"':")):
+        if value.lstrip("\"'").startswith("${env.") or names_text_tokens(match["lead"].strip(" \t-\"':")):
             return match[0]
         return match["lead"] + masks.mask(value) + match["value"][len(value) :]
 
@@ -185,7 +185,7 @@ def named_secrets(text: str) -> list[str]:
 def _values_below(node: Node, *, secret: bool) -> Iterator[str]:
     if isinstance(node, MappingNode):
         for name, child in node.entries.items():
-            named = bool(_KEY.fullmatch(name)) and not harmless(name)
+            named = bool(_KEY.fullmatch(name)) and not names_text_tokens(name)
             yield from _values_below(child, secret=named or (secret and name == "key"))
     elif isinstance(node, SequenceNode):
         for child in node.items:
@@ -202,7 +202,7 @@ def _words_below(text: str) -> Iterator[str]:
         bare = line.lstrip()
         here = len(line) - len(bare)
         named = _KEY_LINE.match(line)
-        if named and not harmless(named["name"]):
+        if named and not names_text_tokens(named["name"]):
             depth, list_of_names, line = here, None, named["rest"]
         elif depth is None or (bare and here <= depth and not bare.startswith("-")):
             depth = None
@@ -211,9 +211,9 @@ def _words_below(text: str) -> Iterator[str]:
             continue
         list_of_names = None
         for pair in _PAIR.finditer(line):
-            if pair["name"] in SAID_OF_KEYS and pair[0].endswith(":"):
+            if pair["name"] in KEY_ENTRY_FIELDS and pair[0].endswith(":"):
                 list_of_names = pair.start()
-        line = _PAIR.sub(lambda pair: " " if pair["name"] in SAID_OF_KEYS else pair[0], line)
+        line = _PAIR.sub(lambda pair: " " if pair["name"] in KEY_ENTRY_FIELDS else pair[0], line)
         yield from (word for word in _WORDS.findall(line) if not word.endswith(":"))
 
 

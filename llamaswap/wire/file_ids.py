@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from llamaswap.errors import BadRequest
 from llamaswap.wire.json_members import after_space, json_text
 
-MOST = 10_000  # names and values in one body: a short body is searched in the reactor thread, and each costs time
+MAX_IDS = 10_000  # names and values in one body: a short body is searched in the reactor thread, and each costs time
 
 
 def _letter(lower: int) -> bytes:
@@ -28,8 +28,8 @@ def file_ids(text: bytes) -> Iterator[str]:
 
     Raises BadRequest if there are too many."""
     for number, identity in enumerate(_named(text)):
-        if number == MOST:
-            raise BadRequest(f"the body has more than {MOST} values of file_id and file_ids; name fewer files")
+        if number == MAX_IDS:
+            raise BadRequest(f"the body has more than {MAX_IDS} values of file_id and file_ids; name fewer files")
         yield identity
 
 

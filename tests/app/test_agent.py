@@ -139,8 +139,8 @@ class AgentTests(SynchronousTestCase):
     def test_result_of_a_command_says_from_which_state_on_it_shows(self) -> None:
         before = self.state()
         told = result_of(self.start(1, 1).body)
-        self.assertTrue(before.moment.is_before(told.moment) and told.runs)
-        self.assertFalse(self.state().moment.is_before(told.moment))
+        self.assertTrue(before.version.is_before(told.version) and told.runs)
+        self.assertFalse(self.state().version.is_before(told.version))
         self.assertFalse(result_of(self.stop(1, 1).body).runs)
 
     def test_stop_of_what_an_earlier_front_started_stops_no_later_start(self) -> None:

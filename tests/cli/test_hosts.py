@@ -108,7 +108,10 @@ class JoinTests(SynchronousTestCase):
                 done = invoke(["hosts", *words, "--port", port, "--state", self.mktemp()])
                 self.assertEqual(done.exit_code, 2, done.output)
                 self.assertIn("--port", done.output)
-        self.assertIn("no port 99999", invoke(["hosts", "join", "10.0.0.5:99999", "--state", self.mktemp()]).output)
+        self.assertIn(
+            "10.0.0.5:99999: a port is 1 to 65535",
+            invoke(["hosts", "join", "10.0.0.5:99999", "--state", self.mktemp()]).output,
+        )
 
     def test_head_at_an_ipv6_address_is_refused_and_not_taken_for_one_with_a_port(self) -> None:
         for head in ("fd00::1", "[fd00::1]:6399", "[fd00::1]"):

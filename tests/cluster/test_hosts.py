@@ -154,11 +154,11 @@ class HostManagerTests(SynchronousTestCase):
         world.clock.advance(0.1)
         world.asked[-1][1].errback(ConnectError(string="closed"))
         self.assertTrue(world.online())
-        self.assertTrue(world.published[-1]["nas"].cut)
+        self.assertTrue(world.published[-1]["nas"].unreachable)
         world.clock.advance(0.01)
         world.asked[-1][1].errback(ConnectionRefusedError())
         self.assertFalse(world.online())
-        self.assertFalse(world.published[-1]["nas"].cut)
+        self.assertFalse(world.published[-1]["nas"].unreachable)
 
     def test_host_that_answers_again_is_not_cut_off(self) -> None:
         world = self.scene().joined()
@@ -166,7 +166,7 @@ class HostManagerTests(SynchronousTestCase):
         world.asked[-1][1].errback(ConnectError(string="closed"))
         world.clock.advance(0.01)
         world.answer()
-        self.assertEqual((world.online(), world.published[-1]["nas"].cut), (True, False))
+        self.assertEqual((world.online(), world.published[-1]["nas"].unreachable), (True, False))
 
     def test_silent_host_is_offline_after_unseen_and_online_when_it_answers(self) -> None:
         world = self.scene().joined()

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cluster.agent_client import AgentEnded, HostAway
-from llamaswap.cluster.agent_protocol import CommandResult, EngineState, Moment
+from llamaswap.cluster.agent_protocol import CommandResult, EngineState, StateVersion
 from llamaswap.cluster.ray_client import RayAway
 from llamaswap.cluster.remote_supervisor import RemoteSupervisor
 from llamaswap.config import Model
@@ -58,7 +58,7 @@ class FakeHosts:
             await self.pending[-1]
         if self.refusal is not None:
             raise self.refusal
-        return CommandResult(Moment("first", 1), self.runs)
+        return CommandResult(StateVersion("first", 1), self.runs)
 
     async def reserve(self, name: str, host: str, sizes: Mapping[str, int]) -> str:
         if self.away:
@@ -82,7 +82,7 @@ class RemoteSupervisorTests(SynchronousTestCase):
         self.server = RemoteSupervisor(Model("a", cmd="serve", unload_timeout=1.0), self.hosts, self.clock, self)
 
     def hear(self, engine: EngineState | None, number: int = 1) -> None:
-        self.server.heard(engine, Moment("first", number))
+        self.server.heard(engine, StateVersion("first", number))
 
     def state_changed(self, model: str, old: str, new: str) -> None:
         self.events.append(new)

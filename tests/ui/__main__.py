@@ -56,7 +56,7 @@ def shares(found: list[unittest.TestCase], processes: int) -> list[list[unittest
     return parts
 
 
-class Alarm(threading.Thread):
+class Watchdog(threading.Thread):
     """Bounds each check, and what is between them and after the last.
 
     Playwright awaits a page's script without a bound. When the browser is gone such a check fails and says where it
@@ -65,25 +65,25 @@ class Alarm(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.news: queue.Queue[None] = queue.Queue()
+        self.progress: queue.Queue[None] = queue.Queue()
 
     def run(self) -> None:
-        while self.heard(LONGEST) or self.heard_without_browser():
+        while self.progressed(LONGEST) or self.progressed_without_browser():
             pass
         faulthandler.dump_traceback()
         for server in list(harness.RealServer.running):
             server.stop()
         os._exit(1)
 
-    def heard_without_browser(self) -> bool:
+    def progressed_without_browser(self) -> bool:
         print(f"it did not end within {LONGEST:.0f} s", file=sys.stderr)
         harness.kill_browser()
-        return self.heard(GRACE)
+        return self.progressed(GRACE)
 
-    def heard(self, seconds: float) -> bool:
+    def progressed(self, seconds: float) -> bool:
         """Whether a check began or ended within this time."""
         try:
-            self.news.get(timeout=seconds)
+            self.progress.get(timeout=seconds)
         except queue.Empty:
             return False
         return True
@@ -95,16 +95,16 @@ class Timed(unittest.TextTestResult):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.took: list[tuple[float, str]] = []
-        self.alarm = Alarm()
-        self.alarm.start()
+        self.watchdog = Watchdog()
+        self.watchdog.start()
 
     def startTest(self, test: unittest.TestCase) -> None:
-        self.alarm.news.put(None)
+        self.watchdog.progress.put(None)
         self.began = time.monotonic()
         super().startTest(test)
 
     def stopTest(self, test: unittest.TestCase) -> None:
-        self.alarm.news.put(None)
+        self.watchdog.progress.put(None)
         self.took.append((time.monotonic() - self.began, test.id().removeprefix("tests.ui.")))
         super().stopTest(test)
 
@@ -121,7 +121,7 @@ def run(found: list[unittest.TestCase]) -> int:
     still += [test for test, _ in results[-1].failures + results[-1].errors] if bad else []
     for test in bad:
         if test not in still:
-            print(f"UNSTEADY, passed only when it was repeated: {test.id()}")
+            print(f"FLAKY, passed only when it was repeated: {test.id()}")
     skipped = len(first.skipped)
     print(f"{len(found) - skipped - len(still)} passed, {len(still)} failed")
     return 1 if still else 0
@@ -145,7 +145,7 @@ def share_out(processes: int, words: list[str]) -> int:
             process.wait()
         texts = [output.seek(0) or output.read() for output in outputs]
     print("\n".join(texts))
-    print("".join(f"{line}\n" for text in texts for line in text.splitlines() if line.startswith("UNSTEADY")), end="")
+    print("".join(f"{line}\n" for text in texts for line in text.splitlines() if line.startswith("FLAKY")), end="")
     counts = [re.findall(r"^(\d+) passed, (\d+) failed$", text, re.MULTILINE) for text in texts]
     # A process that came to no end has failed, whatever it was about.
     passed = sum(int(count[-1][0]) for count in counts if count)

@@ -495,11 +495,11 @@ class MockDefects(harness.MockCase):
         page.get_by_text("changed, not saved").wait_for()
         page.get_by_role("link", name="Models", exact=True).first.click()
         page.get_by_role("heading", name="Models", exact=True).wait_for()
-        self.world.config += "# by somebody else\n"
+        self.world.config += "# of another client\n"
         page.go_back()
         page.locator(".cm-content", has_text="# not saved").wait_for()
         page.get_by_role("button", name="Discard mine and read it again").click()
-        page.locator(".cm-content", has_text="# by somebody else").wait_for()
+        page.locator(".cm-content", has_text="# of another client").wait_for()
         self.gone(page.locator(".cm-content", has_text="# not saved"))
         self.assertEqual(page.faults, [])
 
@@ -513,13 +513,13 @@ class MockDefects(harness.MockCase):
         page.locator(".cm-content").focus()
         page.keyboard.insert_text("# not saved\n")
         page.get_by_text("changed, not saved").wait_for()
-        self.world.config += "# by somebody else\n"
+        self.world.config += "# of another client\n"
         page.get_by_role("link", name="Models", exact=True).first.click()
         page.get_by_role("heading", name="Models", exact=True).wait_for()
         page.go_back()
         page.get_by_role("button", name="Compare and keep mine").click()
         page.locator("dialog .diff .d-add", has_text="# not saved").wait_for()
-        page.locator("dialog .diff .d-del", has_text="# by somebody else").wait_for()
+        page.locator("dialog .diff .d-del", has_text="# of another client").wait_for()
         page.get_by_role("button", name="Back", exact=True).click()
         page.locator(".cm-content", has_text="# not saved").wait_for()
         self.gone(page.get_by_role("button", name="Discard mine and read it again"))
@@ -530,7 +530,7 @@ class MockDefects(harness.MockCase):
         page.locator(".cm-content").focus()
         page.keyboard.insert_text("# mine\n")
         page.get_by_role("button", name="Review and save").click()
-        self.world.config += "# by somebody else\n"
+        self.world.config += "# of another client\n"
         page.get_by_role("button", name="Save and apply").click()
         page.get_by_role("alert").get_by_text("was reloaded").wait_for()
         self.gone(page.locator("dialog"))

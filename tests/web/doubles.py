@@ -191,8 +191,8 @@ class FakeFiles:
     def read(self):
         return self.text
 
-    def check(self, text, *, looks=True):
-        self.looked.append(looks)
+    def check(self, text, *, find_missing=True):
+        self.looked.append(find_missing)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer

@@ -70,7 +70,7 @@ class ConfigFileTests(TestCase):
         (warning,) = self.file.check(text).warnings
         self.assertIn("/missing/m.gguf does not exist", warning.message)
         self.assertIn("new", warning.message)
-        self.assertEqual(self.file.check(text, looks=False).warnings, [])
+        self.assertEqual(self.file.check(text, find_missing=False).warnings, [])
         self.file.allowed = False
         self.assertEqual(self.file.check(text).warnings, [])
         self.file.allowed, self.file.config = True, lambda: load([ConfigText("", text)], {}).config

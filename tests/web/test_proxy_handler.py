@@ -163,7 +163,7 @@ class ServeTests(SynchronousTestCase):
         """It got 502 if a server of the host took more than a moment to end."""
         asked = self.stage.post({"model": "alpha"})
         process = self.stage.router.asked[0].lease.process
-        process.cut = True
+        process.unreachable = True
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.stage.clock.pump([0.1] * 20)
         self.assertEqual((asked.sink.status, asked.sink.ending), (0, ""))
@@ -174,10 +174,10 @@ class ServeTests(SynchronousTestCase):
     def test_request_whose_host_answers_again_does_not_wait_for_its_end(self):
         asked = self.stage.post({"model": "alpha"})
         process = self.stage.router.asked[0].lease.process
-        process.cut = True
+        process.unreachable = True
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.stage.clock.pump([0.1] * 5)
-        process.cut = False
+        process.unreachable = False
         self.stage.clock.advance(0.1)
         self.assertEqual((asked.sink.status, len(self.stage.forwarder.forwarded)), (502, 1))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.web.secret_masking import SAID_OF_KEYS, masked_command, masked_text, masked_yaml, named_secrets
+from llamaswap.web.secret_masking import KEY_ENTRY_FIELDS, masked_command, masked_text, masked_yaml, named_secrets
 
 
 class CommandTests(SynchronousTestCase):
@@ -103,7 +103,7 @@ class NamedTests(SynchronousTestCase):
         for plain in ("name: child", "models: [small, big]", "- small", "tokens: 200k", "name: guest", "  small:\n"):
             self.assertIn(plain, shown)
 
-    def test_all_that_an_entry_of_keys_may_say_is_known_here(self):
+    def test_every_setting_of_a_key_is_known(self):
         definitions = json.loads(Path(__file__).parents[2].joinpath("config/schema.json").read_text())["definitions"]
         fields = {*definitions["ApiKey"]["properties"], *definitions["Budget"]["properties"]}
-        self.assertEqual(SAID_OF_KEYS, fields - {"key"})
+        self.assertEqual(KEY_ENTRY_FIELDS, fields - {"key"})
